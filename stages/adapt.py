@@ -1,0 +1,16 @@
+"""The illegal and the legal user fine-tune the model of one arm."""
+
+from freezeasguard.adapt import adapt_cell
+from freezeasguard.data.latents import CaseData
+from freezeasguard.stage import DATA, load, model_path, run
+
+
+def main(case: str, arm: str) -> None:
+    params = load(case)
+    data = CaseData.load(DATA / "latents" / case)
+    protected, out = DATA / "protected" / case / arm, DATA / "adapted" / case / arm
+    adapt_cell(params, case, arm, model_path(params, case), protected, data, out)
+
+
+if __name__ == "__main__":
+    run(main)

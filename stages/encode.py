@@ -1,0 +1,15 @@
+"""Latents and text embeddings of a case, once for every trainer."""
+
+from freezeasguard.encode import encode_case
+from freezeasguard.stage import DATA, load, model_path, run
+
+
+def main(case: str) -> None:
+    params = load(case)
+    domain = params.cases[case].domain
+    raw, splits = DATA / "raw" / domain, DATA / "splits" / domain
+    encode_case(params, case, model_path(params, case), raw, splits, DATA / "latents" / case)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""The baselines that FreezeAsGuard is compared with (METHOD, section 4)."""

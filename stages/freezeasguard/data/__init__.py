@@ -1,0 +1,1 @@
+"""Where images and captions come from, and how they are divided."""

@@ -1,0 +1,111 @@
+"""Mask-learning half, adaptation half, held-out prompts (paper, App. E), with nothing in two of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm.auto import tqdm
+
+from freezeasguard.config import Domain
+from freezeasguard.data.latents import PARTS, SIDES
+from freezeasguard.errors import FreezeAsGuardError
+
+HASH_SIDE = 16
+"""Perceptual hashes of 16 x 16 bits a channel."""
+
+
+def perceptual_hashes(images: list[Image.Image]) -> list[str]:
+    """A hash an image, equal for images that look the same: structure (dHash) with coarse colour."""
+    import imagehash
+
+    return [
+        f"{imagehash.dhash(image, HASH_SIDE)}-{imagehash.colorhash(image, 4)}"
+        for image in tqdm(images, desc="hashing")
+    ]
+
+
+def near_duplicate_groups(hashes: list[str]) -> np.ndarray:
+    """Group index of each image; images with one perceptual hash share a group."""
+    return pd.factorize(np.array(hashes, dtype=object))[0]
+
+
+def n_mask_learning(n_images: int, wanted: int) -> int:
+    """`wanted` images, or half of the class where it has fewer than 1.5 `wanted` (paper, App. E: 100, 150)."""
+    return n_images // 2 if n_images < 1.5 * wanted else wanted
+
+
+def split_class(groups: np.ndarray, domain: Domain, class_name: str, rng: np.random.Generator) -> np.ndarray:
+    """The part of each image of one class; a group of near-duplicates never straddles two parts.
+
+    Whole groups are dealt in random order to mask learning, then held-out, then adaptation.
+    """
+    n_mask = n_mask_learning(len(groups), domain.mask_learning_images)
+    n_held = domain.held_out_images
+    if n_mask < 1 or len(groups) - n_mask - n_held < 1:
+        raise FreezeAsGuardError(
+            f"class {class_name!r} has {len(groups)} images; it needs at least "
+            f"{2 * (n_held + 1)} to be split into mask-learning, adaptation and {n_held} held-out ones. "
+            "Add images, or lower held_out_images of its domain in params.yaml"
+        )
+    parts = np.full(len(groups), "adaptation", dtype=object)
+    order = rng.permutation(np.unique(groups))
+    for part, wanted in (("mask_learning", n_mask), ("held_out", n_held)):
+        taken = 0
+        while taken < wanted and len(order):
+            members = groups == order[0]
+            parts[members] = part
+            taken += int(members.sum())
+            order = order[1:]
+    return parts
+
+
+def split(captioned: pd.DataFrame, hashes: list[str], domain: Domain, seed: int) -> pd.DataFrame:
+    """The images with their `part`. Near-duplicates across classes are refused a second place.
+
+    Args:
+        captioned: path, class, subject, caption, sha256; hashes: a perceptual hash a row.
+    """
+    table = captioned.assign(group=near_duplicate_groups(hashes))
+    # An image that looks like one of another class would carry that class's data into a second part.
+    crossing = table.groupby("group")["class"].transform("nunique") > 1
+    table = table[~crossing].sort_values(["class", "sha256"], ignore_index=True)
+    pieces = []
+    for index, (name, rows) in enumerate(table.groupby("class", sort=True)):
+        rng = np.random.default_rng([seed, index])
+        parts = split_class(rows["group"].to_numpy(), domain, str(name), rng)
+        pieces.append(rows.assign(part=parts))
+    result = pd.concat(pieces, ignore_index=True)
+    assert_disjoint(result)
+    return result
+
+
+def assert_disjoint(table: pd.DataFrame) -> None:
+    """No content hash and no group of near-duplicates in two parts."""
+    for key in ("sha256", "group"):
+        shared = table.groupby(key)["part"].nunique()
+        if (shared > 1).any():
+            raise FreezeAsGuardError(f"{int((shared > 1).sum())} values of {key} lie in two parts of the split")
+
+
+def assign_sides(classes: list[str], n_illegal: int, n_legal: int, seed: int) -> dict[str, str]:
+    """Random classes for each side, by class name."""
+    if n_illegal + n_legal > len(classes):
+        raise FreezeAsGuardError(
+            f"{n_illegal} illegal + {n_legal} legal classes were asked for, the domain has {len(classes)}"
+        )
+    order = np.random.default_rng(seed).permutation(sorted(classes))
+    sides = [SIDES[0]] * n_illegal + [SIDES[1]] * n_legal
+    return {str(name): side for name, side in zip(order, sides, strict=False)}
+
+
+def read_split(folder: Path) -> pd.DataFrame:
+    path = folder / "split.csv"
+    if not path.is_file():
+        raise FreezeAsGuardError(f"{path} is missing; run `dvc repro split`")
+    table = pd.read_csv(path, keep_default_na=False)
+    if unknown := sorted(set(table["part"]) - set(PARTS)):
+        raise FreezeAsGuardError(f"{path} has parts {unknown}; known are {', '.join(PARTS)}")
+    return table

@@ -1,0 +1,32 @@
+"""Image files to tensors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from freezeasguard.errors import FreezeAsGuardError
+
+
+def read_images(paths: Iterable[Path]) -> Tensor:
+    """PNG files of one size -> float [n, 3, h, w] in -1..1."""
+    arrays = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                arrays.append(np.asarray(image.convert("RGB")))
+        except (UnidentifiedImageError, OSError) as error:
+            raise FreezeAsGuardError(f"{path} cannot be read ({type(error).__name__}); run its stage again") from error
+    if not arrays:
+        raise FreezeAsGuardError("no images to read")
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """float [n, 3, h, w] in -1..1 -> uint8 [n, h, w, 3]."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,144 @@
+"""The recipe of the miniature model and its scorers: about two CPU-hours, resumable part by part."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from freezeasguard.diffusion import NoiseSchedule, encode_text, tokenize
+from freezeasguard.files import folder_atomically
+from freezeasguard.metrics.recogniser import Recogniser
+from freezeasguard.miniature.architecture import new_clip, new_scheduler, new_unet, new_vae, train_tokenizer
+from freezeasguard.miniature.corpus import Corpus, build_corpus
+from freezeasguard.miniature.train_clip import train_clip
+from freezeasguard.miniature.train_recogniser import train_recogniser, training_figures
+from freezeasguard.miniature.train_unet import train_unet
+from freezeasguard.miniature.train_vae import standardise_latents, to_tensor, train_vae
+
+STEPS = {"vae": 8000, "recogniser": 1500, "clip": 1500, "unet": 2400}
+
+
+def _part(work: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """The part's folder under `work`, made if it is not there: a killed recipe goes on where it was."""
+    folder = work / name
+    if not folder.is_dir():
+        torch.manual_seed(0)  # the weights' initialisation; batches and noise have generators of their own
+        with folder_atomically(folder) as temporary:
+            make(temporary)
+    return folder
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus | None = None) -> None:
+    """Train every part into `work`: tokenizer, vae, recogniser, clip, unet."""
+    steps = steps or STEPS
+    corpus = corpus or build_corpus()
+    images, captions = corpus.images, corpus.captions
+
+    def make_vae(folder: Path) -> None:
+        vae, generator = new_vae(), _generator()
+        whole = max(1, steps["vae"] // 20)
+        train_vae(vae, images, steps=steps["vae"], whole_image_steps=whole, batch_size=16, lr=2e-3, generator=generator)
+        standardise_latents(vae, images[np.random.default_rng(0).permutation(len(images))[:1024]])
+        vae.save_pretrained(folder)
+
+    def make_recogniser(folder: Path) -> None:
+        drawn, figures = training_figures(1200, 12, seed=2)
+        torch.manual_seed(0)
+        model, other = Recogniser(), images[corpus.figure < 0]
+        train_recogniser(
+            model, drawn, figures, other, steps=steps["recogniser"], batch_size=64, lr=2e-3, generator=_generator()
+        )
+        model.save(folder)
+
+    def make_clip(folder: Path) -> None:
+        tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+        clip = new_clip(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+        train_clip(
+            clip, tokenizer, images, captions, steps=steps["clip"], batch_size=96, lr=1e-3, generator=_generator()
+        )
+        clip.save_pretrained(folder)
+
+    def make_unet(folder: Path) -> None:
+        vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+        clip = CLIPModel.from_pretrained(clip_folder).eval()
+        latents = encode_both_flips(vae, images)
+        ids, _ = tokenize(CLIPTokenizer.from_pretrained(tokenizer_folder), [*captions, ""])
+        text = encode_text(text_tower(clip), ids).half()
+        torch.manual_seed(0)
+        schedule = NoiseSchedule.of(new_scheduler())
+        average, curve = train_unet(
+            new_unet(), schedule, latents, text, steps=steps["unet"], batch_size=32, lr=1.5e-3, generator=_generator()
+        )
+        average.save_pretrained(folder)
+        (folder / "curve.json").write_text(json.dumps(curve))
+
+    tokenizer_folder = _part(work, "tokenizer", lambda f: _save_tokenizer(captions, f))
+    vae_folder = _part(work, "vae", make_vae)
+    _part(work, "recogniser", make_recogniser)
+    clip_folder = _part(work, "clip", make_clip)
+    _part(work, "unet", make_unet)
+
+
+def _save_tokenizer(captions: list[str], folder: Path) -> None:
+    train_tokenizer(captions).save_pretrained(folder)
+
+
+@torch.no_grad()
+def encode_both_flips(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
+    """Latents [n, 2, c, h, w] in half precision."""
+    parts = []
+    for start in range(0, len(images), 64):
+        batch = to_tensor(images[start : start + 64])
+        with torch.autocast("cpu", torch.bfloat16):
+            both = [vae.encode(x).latent_dist.mean.half() for x in (batch, batch.flip(3))]
+        parts.append(torch.stack(both, 1))
+    return torch.cat(parts)
+
+
+def text_tower(clip: CLIPModel) -> CLIPTextModel:
+    """CLIP's text tower as the model that a pipeline loads."""
+    tower = CLIPTextModel(clip.config.text_config).eval()
+    own = tower.state_dict()
+    theirs = clip.text_model.state_dict()
+    tower.load_state_dict({name: theirs[name.removeprefix("text_model.")] for name in own})
+    return tower
+
+
+def assemble(work: Path, model: Path, scorers: Path) -> None:
+    """Put the parts together: a diffusers folder for any pipeline, and the scorers; weights in fp16."""
+    clip = CLIPModel.from_pretrained(work / "clip")
+    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
+    with folder_atomically(model) as out:
+        AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(out / "vae")
+        UNet2DConditionModel.from_pretrained(work / "unet").half().save_pretrained(out / "unet")
+        text_tower(clip).half().save_pretrained(out / "text_encoder")
+        tokenizer.save_pretrained(out / "tokenizer")
+        new_scheduler().save_pretrained(out / "scheduler")
+        index: dict[str, Any] = {
+            "_class_name": "StableDiffusionPipeline",
+            "requires_safety_checker": False,
+            "safety_checker": [None, None],
+            "feature_extractor": [None, None],
+            "image_encoder": [None, None],
+            "scheduler": ["diffusers", "PNDMScheduler"],
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"],
+        }
+        (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    with folder_atomically(scorers) as out:
+        clip.half().save_pretrained(out / "clip")
+        tokenizer.save_pretrained(out / "clip")
+        Recogniser.load(work / "recogniser").save(out)

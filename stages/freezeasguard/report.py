@@ -1,0 +1,73 @@
+"""reports/index.html: the tables, the figures and the masks' diagnostics on one page, readable offline."""
+
+from __future__ import annotations
+
+import csv
+import html
+from pathlib import Path
+from typing import Any
+
+from freezeasguard.config import Params
+from freezeasguard.files import write_atomically
+from freezeasguard.protected import read_protected_file
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
+table { border-collapse: collapse; font-size: 13px; margin: 1rem 0 } td, th { padding: .3rem .6rem; text-align: right }
+th { border-bottom: 2px solid #333 } tr:nth-child(even) td { background: #f5f5f5 }
+td:nth-child(-n+2), th:nth-child(-n+2) { text-align: left } img { max-width: 100% } .wide { overflow-x: auto }
+"""
+
+
+def html_table(rows: list[list[str]]) -> str:
+    head, *body = rows
+    cells = ["".join(f"<td>{html.escape(c)}</td>" for c in row) for row in body]
+    header = "".join(f"<th>{html.escape(c)}</th>" for c in head)
+    return f"<div class=wide><table><tr>{header}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table></div>"
+
+
+def diagnostic_rows(diagnostics: dict[str, Any]) -> list[list[str]]:
+    """The figures that say whether a mask was made by its task signal."""
+    rows = [["Mask", "Value"]]
+    for key in (
+        "n_frozen",
+        "share_of_parameters_frozen",
+        "overlap_expected_by_chance",
+        "overlap_with_initial_logits",
+        "overlap_with_zeroed_signal",
+        "overlap_across_seeds",
+        "rank_correlation_of_sides",
+    ):
+        value = diagnostics[key]
+        values = value if isinstance(value, list) else [value]
+        shown = ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
+        rows.append([key.replace("_", " "), shown or "-"])
+    rows.append(["share saturated at the end", f"{diagnostics['saturated'][-1]:.3f}"])
+    return rows
+
+
+def write_report(params: Params, data: Path, reports: Path) -> Path:
+    parts = [f"<h1>FreezeAsGuard: profile {html.escape(params.profile)}</h1>"]
+    for name, case in params.cases.items():
+        path = reports / "tables" / f"table{case.table}"
+        parts.append(f"<h2>{html.escape(name)}</h2>")
+        parts.append(html_table(list(csv.reader(path.with_suffix(".csv").read_text().splitlines()))))
+        notes = [line[2:] for line in path.with_suffix(".md").read_text().splitlines() if line.startswith("- ")]
+        parts.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
+        captions = {
+            f"samples-{name}": "Same prompt and same noise down each column.",
+            f"masks-{name}": "Which tensors each arm freezes.",
+            f"losses-{name}": "Fine-tuning loss of the illegal and the legal user.",
+        }
+        for figure, caption in captions.items():
+            if (reports / "figures" / f"{figure}.png").is_file():
+                parts.append(f"<h3>{caption}</h3><img src='figures/{figure}.png' alt='{figure}'>")
+        for arm in params.arms(name):
+            diagnostics = read_protected_file(data / "protected" / name / arm)["diagnostics"]
+            if "mean_mask" in diagnostics:
+                parts.append(f"<h3>Is the mask its signal's work? ({arm})</h3>{html_table(diagnostic_rows(diagnostics))}")
+                parts.append(f"<img src='figures/mask-learning-{name}-{arm}.png' alt='mask learning'>")
+    page = f"<!doctype html><meta charset=utf-8><title>FreezeAsGuard</title><style>{STYLE}</style>{''.join(parts)}\n"
+    with write_atomically(reports / "index.html") as temporary:
+        temporary.write_text(page)
+    return reports / "index.html"

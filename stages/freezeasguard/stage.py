@@ -1,0 +1,61 @@
+"""What every stage command shares: its paths, its parameters, and how its errors are shown."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from freezeasguard.config import Params, load_params
+from freezeasguard.errors import FreezeAsGuardError
+
+DATA = Path("data")
+REPORTS = Path("reports")
+SCORERS = DATA / "models" / "scorers"
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a stage's command under Typer; an expected error is one line and exit code 1."""
+    import typer
+
+    # The networks are small: one thread is faster, and leaves the other core to the cell's other side.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        typer.run(command)
+    except FreezeAsGuardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def model_path(params: Params, case: str) -> Path:
+    """The case's model folder; a hub model is fetched at its pinned revision."""
+    spec = params.models[params.cases[case].model]
+    if spec.path is not None:
+        return spec.path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    target = DATA / "models" / params.cases[case].model
+    try:
+        return Path(snapshot_download(str(spec.repo), revision=spec.revision, local_dir=target))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise FreezeAsGuardError(
+            f"cannot fetch {spec.repo} at revision {spec.revision}: {error}. Download it elsewhere from "
+            f"https://huggingface.co/{spec.repo} and put the diffusers folder at {target}, then set "
+            f"models.{params.cases[case].model}.path to it"
+        ) from error
+
+
+def load(case: str | None = None) -> Params:
+    """The checked parameters; an unknown case is refused here."""
+    params = load_params()
+    if case is not None and case not in params.cases:
+        raise FreezeAsGuardError(f"params.yaml has no case {case!r}; it has {', '.join(params.cases)}")
+    return params

@@ -1,0 +1,147 @@
+"""THE fine-tuning loop: every user, legal or illegal, simulated or real, trains through it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from freezeasguard.data.latents import LatentSet
+from freezeasguard.diffusion import NoiseSchedule, denoising_loss, draw_noise, named_tensors
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import write_atomically
+from freezeasguard.mask import check_names
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """AdamW at a constant rate, as the paper's users train (paper, App. E)."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    flip: bool = True
+    checkpoint_steps: int = 50
+
+
+def freeze(unet: torch.nn.Module, frozen: Collection[str]) -> dict[str, torch.nn.Parameter]:
+    """Freeze the tensors named and return the others, by sorted name.
+
+    A frozen tensor requires no gradient: autograd keeps no activation for it, stops early where nothing
+    before it trains, and no optimiser ever sees it.
+    """
+    parameters: dict[str, Any] = named_tensors(unet)
+    check_names(frozen, parameters.keys())
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name not in frozen)
+        parameter.grad = None
+    return {name: parameters[name] for name in sorted(parameters) if name not in frozen}
+
+
+class Checkpoint:
+    """Where a run that may be killed leaves its state; read back only by the very same run."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.identity = dict(identity)
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, or None where there is none of this run (torn and foreign files count as none)."""
+        try:
+            saved = torch.load(self.path, weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception:  # a torn file raises anything from EOFError to UnpicklingError
+            self.clear()
+            return None
+        return saved["state"] if saved.get("identity") == self.identity else None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        with write_atomically(self.path) as temporary:
+            torch.save({"identity": self.identity, "state": dict(state)}, temporary)
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def finetune(
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    config: FinetuneConfig,
+    *,
+    frozen: Collection[str] = (),
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None = None,
+    description: str = "fine-tuning",
+) -> list[float]:
+    """Fine-tune in place, but for the frozen tensors; returns the loss of every step.
+
+    A run that was killed goes on from its last checkpoint and ends bit for bit as if it had not been.
+    """
+    trainable = freeze(unet, frozen)
+    if not trainable:
+        # rho = 1: there is nothing to train, and the model stays what it is.
+        return []
+    parameters = list(trainable.values())
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)
+    device = parameters[0].device
+    losses: list[float] = []
+    if checkpoint and (state := checkpoint.load()):
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(state["tensors"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        losses = state["losses"]
+    unet.train()
+    bar = tqdm(range(len(losses), config.steps), initial=len(losses), total=config.steps, desc=description)
+    for step in bar:
+        latents, text = data.sample(config.batch_size, generator, flip=config.flip)
+        timesteps, noise = draw_noise(latents, schedule.n_timesteps, generator)
+        loss = denoising_loss(
+            unet, schedule, latents.to(device), text.to(device), timesteps.to(device), noise.to(device)
+        ).mean()
+        if not torch.isfinite(loss):
+            raise FreezeAsGuardError(f"{description}: the loss is {loss.item()} at step {step}; lower its lr")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        losses.append(loss.item())
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.4f}")
+        if checkpoint and (step + 1) % config.checkpoint_steps == 0 and step + 1 < config.steps:
+            tensors = {name: p.detach().clone() for name, p in trainable.items()}
+            checkpoint.save(
+                {
+                    "tensors": tensors,
+                    "optimizer": optimizer.state_dict(),
+                    "generator": generator.get_state(),
+                    "losses": losses,
+                }
+            )
+    unet.eval()
+    optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+def changed_tensors(unet: torch.nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that differ from `before`, by name, detached."""
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in sorted(named_tensors(unet).items())
+        if not torch.equal(tensor.detach(), before[name])
+    }
+
+
+def finetune_identity(config: FinetuneConfig, **inputs: Any) -> dict[str, Any]:
+    """What must agree before a checkpoint is taken up again."""
+    return {**asdict(config), **inputs}

@@ -1,0 +1,64 @@
+"""Independent pieces of work side by side on a CPU: the two sides of a cell, the seeds of a mask."""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from freezeasguard.errors import FreezeAsGuardError
+
+
+def resolve_device(wanted: str) -> str:
+    """"auto" is cuda where there is one."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise FreezeAsGuardError("device is cuda, but torch sees no GPU; set device to auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+def _run(task: Callable[[], None], errors: Any) -> None:
+    try:
+        task()
+    except FreezeAsGuardError as error:
+        errors.put(str(error))
+        raise SystemExit(1) from None
+    except BaseException:
+        errors.put(traceback.format_exc())
+        raise SystemExit(1) from None
+
+
+def run_side_by_side(tasks: Mapping[str, Callable[[], None]], workers: int, device: str) -> None:
+    """Run each task, up to `workers` at a time; a task leaves its result in files.
+
+    Forked processes share what is loaded already, so that torch is imported once a stage. Each runs
+    with one torch thread: a small UNet trains faster so. On a GPU the tasks run one after another.
+    """
+    import torch
+
+    if workers == 1 or len(tasks) == 1 or device != "cpu":
+        for task in tasks.values():
+            task()
+        return
+    torch.set_num_threads(1)  # before the fork: a child must not inherit a used thread pool
+    context = multiprocessing.get_context("fork")
+    errors = context.Queue()
+    waiting = list(tasks.values())
+    running: list[Any] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                process = context.Process(target=_run, args=(waiting.pop(0), errors))
+                process.start()
+                running.append(process)
+            running[0].join(0.2)
+            for process in [p for p in running if not p.is_alive()]:
+                running.remove(process)
+                if process.exitcode:
+                    message = errors.get(timeout=5) if process.exitcode == 1 else f"killed ({process.exitcode})"
+                    raise FreezeAsGuardError(message)
+    finally:
+        for process in running:
+            process.kill()

@@ -1,0 +1,15 @@
+"""Random-rho: freeze tensors drawn blindly."""
+
+from freezeasguard.diffusion import load_unet
+from freezeasguard.protect import protect_randomly
+from freezeasguard.stage import DATA, load, model_path, run
+
+
+def main(case: str, arm: str = "random") -> None:
+    params = load(case)
+    unet = load_unet(model_path(params, case))
+    protect_randomly(unet, DATA / "protected" / case / arm, params.arm_rho(arm), params.seed)
+
+
+if __name__ == "__main__":
+    run(main)

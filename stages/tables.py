@@ -1,0 +1,13 @@
+"""Render the paper's tables: our values with intervals, the paper's beside them."""
+
+from freezeasguard.stage import REPORTS, load, run
+from freezeasguard.tables import write_tables
+
+
+def main() -> None:
+    for path in write_tables(load(), REPORTS):
+        print(f"\n{path}\n\n{path.read_text()}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.metrics.frechet import frechet_distance
+from freezeasguard.statistics import bootstrap_interval, resample_clusters
+
+
+def clustered(rng: np.random.Generator, n_classes: int, n_rows: int, class_std: float) -> tuple[np.ndarray, np.ndarray]:
+    """Values of mean 3 whose classes differ, and the class of each."""
+    classes = np.repeat(np.arange(n_classes), n_rows)
+    effects = rng.normal(scale=class_std, size=n_classes) if class_std else np.zeros(n_classes)
+    return 3 + effects[classes] + rng.normal(size=len(classes)), classes
+
+
+def test_coverage_of_a_known_mean() -> None:
+    rng = np.random.default_rng(0)
+    hits, naive_hits, repetitions = 0, 0, 200
+    for _ in range(repetitions):
+        values, classes = clustered(rng, n_classes=24, n_rows=4, class_std=1.5)
+        interval = bootstrap_interval(lambda rows: values[rows].mean(), [classes], n_resamples=120, rng=rng)  # noqa: B023
+        assert interval.value == values.mean()
+        hits += interval.low <= 3 <= interval.high
+        error = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+        naive_hits += abs(values.mean() - 3) <= error
+    assert 0.85 <= hits / repetitions <= 0.99
+    assert naive_hits / repetitions < 0.85, "the classes make no difference: the test would pass without them"
+
+
+def test_class_effects_widen_the_interval_only_where_the_classes_are_known() -> None:
+    rng = np.random.default_rng(1)
+    values, classes = clustered(rng, n_classes=20, n_rows=20, class_std=2.0)
+
+    def width(labels: np.ndarray) -> float:
+        interval = bootstrap_interval(lambda rows: values[rows].mean(), [labels], n_resamples=200, rng=rng)
+        return interval.high - interval.low
+
+    naive = width(np.arange(len(values)))
+    assert width(classes) > 2 * naive
+    assert width(rng.permutation(classes)) < 2 * naive
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_the_level_is_the_share_of_resamples(level: float) -> None:
+    rng = np.random.default_rng(2)
+    values = rng.normal(size=200)
+    interval = bootstrap_interval(
+        lambda rows: values[rows].mean(), [np.arange(200)], n_resamples=300, rng=rng, level=level
+    )
+    half = {0.5: 0.674, 0.95: 1.96}[level] * values.std() / np.sqrt(200)
+    assert interval.high - interval.low == pytest.approx(2 * half, rel=0.2)
+    assert interval.low < interval.value < interval.high
+
+
+def test_a_sample_takes_whole_groups_at_every_level() -> None:
+    classes = np.repeat(["x", "y", "z"], 8)
+    prompts = np.tile(np.repeat(["p", "q"], 4), 3)  # the same prompt names in every class
+    rng = np.random.default_rng(3)
+    n_classes = set()
+    for _ in range(50):
+        rows = resample_clusters([classes, prompts], rng)
+        assert len(rows) == 24  # equal groups, so equal numbers of rows
+        drawn, counts = np.unique(classes[rows], return_counts=True)
+        n_classes.add(len(drawn))
+        assert (counts % 8 == 0).all()
+        for name in drawn:
+            _, of_prompt = np.unique(prompts[rows[classes[rows] == name]], return_counts=True)
+            assert (of_prompt % 4 == 0).all()
+    assert n_classes == {1, 2, 3}
+
+
+def test_one_seed_gives_one_interval() -> None:
+    values, classes = clustered(np.random.default_rng(4), 6, 5, 1.0)
+
+    def interval(seed: int) -> object:
+        rng = np.random.default_rng(seed)
+        return bootstrap_interval(lambda rows: values[rows].mean(), [classes], n_resamples=30, rng=rng)
+
+    assert interval(0) == interval(0)
+    assert interval(0) != interval(1)
+
+
+def test_a_frechet_distance_lies_within_its_interval() -> None:
+    # A resample repeats rows, so its own distance is far above the sample's; the centring takes that out.
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(30, 20)), rng.normal(size=(30, 20)) + 0.1
+
+    def distance(rows: np.ndarray) -> float:
+        return frechet_distance(a[rows], b)
+
+    value = distance(np.arange(30))
+    resampled = [distance(resample_clusters([np.arange(30)], rng)) for _ in range(40)]
+    assert min(resampled) > value
+    interval = bootstrap_interval(distance, [np.arange(30)], n_resamples=40, rng=rng)
+    assert interval.low < interval.value == value < interval.high
+
+
+def test_no_rows_is_an_error() -> None:
+    with pytest.raises(FreezeAsGuardError, match="no rows"):
+        bootstrap_interval(lambda rows: 0.0, [[]], n_resamples=5, rng=np.random.default_rng(0))
