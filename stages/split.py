@@ -16,7 +16,9 @@ def main(domain: str) -> None:
     table = split(captioned, perceptual_hashes(images), params.domains[domain], params.seed)
     with folder_atomically(DATA / "splits" / domain) as out:
         table.to_csv(out / "split.csv", index=False)
-    print(f"{domain}: {dict(table['part'].value_counts())}, {len(captioned) - len(table)} left out as near-duplicates")
+    print(
+        f"{domain}: {table['part'].value_counts().to_dict()}, {len(captioned) - len(table)} left out as near-duplicates"
+    )
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser
 from torch import Tensor
 from torch.func import functional_call
 
+from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser
 from freezeasguard import bilevel
 from freezeasguard.bilevel import (
     GradientStream,

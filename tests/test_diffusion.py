@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyDenoiser, random_latents, sd_schedule
 from diffusers import DDPMScheduler
 from torch import Tensor
 
+from conftest import ToyDenoiser, random_latents, sd_schedule
 from freezeasguard.diffusion import NoiseSchedule, check_model_folder, denoising_loss, draw_noise
 from freezeasguard.errors import FreezeAsGuardError
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ToyDenoiser, random_latents, sd_schedule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call
 
+from conftest import ToyDenoiser, random_latents, sd_schedule
 from freezeasguard.diffusion import denoising_loss, draw_noise
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.mask import (

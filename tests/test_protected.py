@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ToyDenoiser
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from conftest import ToyDenoiser
 from freezeasguard import files, protected
 from freezeasguard.diffusion import model_hash, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
@@ -192,7 +192,6 @@ def test_a_full_disk_leaves_no_folder(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.xfail(strict=True, raises=SafetensorError, reason="safetensors reports a full disk as its own error")
 def test_a_full_disk_as_safetensors_reports_it(
     tmp_path: Path, toy: ToyDenoiser, edit: Protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,7 +214,6 @@ def test_a_full_disk_keeps_what_was_written_before(
     assert [p.name for p in tmp_path.iterdir()] == ["p"]
 
 
-@pytest.mark.xfail(strict=True, reason="folder_atomically deletes the old folder before the new one is in place")
 def test_a_failed_rename_keeps_what_was_written_before(
     tmp_path: Path, toy: ToyDenoiser, edit: Protected, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser
 from diffusers import PNDMScheduler
 
+from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser
 from freezeasguard.sampling import image_seed, sample, starting_noise
 
 SHAPE = (CHANNELS, SIZE, SIZE)
@@ -86,6 +86,19 @@ def test_guidance_1_ignores_the_empty_text_and_more_guidance_does_not(pndm: Any,
     assert torch.equal(images(1.0, empty), images(1.0, torch.full_like(empty, torch.nan)))
     assert not torch.allclose(images(2.0, empty), images(2.0, -empty))
     assert not torch.allclose(images(1.0, empty), images(2.0, empty))
+
+
+def test_guidance_leads_from_the_empty_text_towards_the_prompt(pndm: Any, inputs: Any) -> None:
+    noise, text, empty = inputs
+    found = sample(ToyDenoiser(), pndm, noise, text, empty, steps=4, guidance_scale=3.0)
+    toy, latents = ToyDenoiser(), noise
+    pndm.set_timesteps(4)
+    with torch.no_grad():
+        for timestep in pndm.timesteps:
+            without = toy(latents, timestep, empty[None].expand(3, -1, -1)).sample
+            prompted = toy(latents, timestep, text).sample
+            latents = pndm.step(3 * prompted - 2 * without, timestep, latents).prev_sample
+    torch.testing.assert_close(found, latents, rtol=1e-4, atol=1e-5)
 
 
 def test_guidance_on_the_prompt_itself_is_no_guidance(pndm: Any, inputs: Any) -> None:

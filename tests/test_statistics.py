@@ -71,6 +71,11 @@ def test_a_sample_takes_whole_groups_at_every_level() -> None:
     assert n_classes == {1, 2, 3}
 
 
+def test_rows_are_drawn_with_replacement_inside_their_class() -> None:
+    rows = resample_clusters([np.zeros(50)], np.random.default_rng(6))
+    assert len(rows) == 50 and 20 < len(set(rows.tolist())) < 45
+
+
 def test_one_seed_gives_one_interval() -> None:
     values, classes = clustered(np.random.default_rng(4), 6, 5, 1.0)
 

@@ -178,10 +178,7 @@ class SimulatedUser:
     def alignments(self, names: list[str], gradients: list[Tensor]) -> Tensor:
         """<g_i, delta_i> for each name."""
         return torch.stack(
-            [
-                torch.dot(g.flatten(), self.delta[name].to(g).flatten())
-                for name, g in zip(names, gradients, strict=True)
-            ]
+            [torch.dot(g.flatten(), self.delta[name].to(g).flatten()) for name, g in zip(names, gradients, strict=True)]
         )
 
     @torch.no_grad()
@@ -251,9 +248,7 @@ def initial_logits(n: int, config: MaskConfig, rho: float, generator: torch.Gene
         noise = 0.01 * config.temperature * torch.randn(n, generator=generator)
         logits = project_to_ratio(noise, config.temperature, rho)
     else:
-        raise FreezeAsGuardError(
-            f"mask.logits_init is {config.logits_init!r}; use negative, uniform or ratio"
-        )
+        raise FreezeAsGuardError(f"mask.logits_init is {config.logits_init!r}; use negative, uniform or ratio")
     return logits.to(torch.bfloat16).float() if config.precision == "bfloat16" else logits
 
 
@@ -336,9 +331,7 @@ class MaskLearner:
         mask = dict(zip(self.names, self.mask.tolist(), strict=True))
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         pretrained = {name: p.detach() for name, p in self.parameters.items()}
-        self.users = [
-            SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype) for sides in expected
-        ]
+        self.users = [SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype) for sides in expected]
         self._pretrained = {name: p.data for name, p in self.parameters.items()}
 
     @property

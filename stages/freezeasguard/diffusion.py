@@ -142,9 +142,7 @@ class NoiseSchedule:
 
     def __post_init__(self) -> None:
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise FreezeAsGuardError(
-                f"prediction_type is {self.prediction_type!r}; epsilon and v_prediction are known"
-            )
+            raise FreezeAsGuardError(f"prediction_type is {self.prediction_type!r}; epsilon and v_prediction are known")
 
     @classmethod
     def of(cls, scheduler: Any) -> NoiseSchedule:
@@ -190,9 +188,7 @@ def denoising_loss(
     return (prediction - schedule.target(latents, noise, timesteps)).square().flatten(1).mean(1)
 
 
-def draw_noise(
-    latents: Tensor, n_timesteps: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def draw_noise(latents: Tensor, n_timesteps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Uniform timesteps [batch] and Gaussian noise like `latents`, drawn on the CPU from `generator`."""
     timesteps = torch.randint(n_timesteps, (len(latents),), generator=generator)
     noise = torch.randn(latents.shape, generator=generator)

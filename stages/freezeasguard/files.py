@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -16,42 +17,55 @@ from freezeasguard.errors import FreezeAsGuardError
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it replaces `path`, on any error nothing is left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _explained(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; on success it replaces `path`, on error nothing is left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield an empty temporary folder; on success it replaces `path`, on error the old one stays."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    with _explained(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                os.replace(path, old)
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say what a full disk is: safetensors and torch.save report one in words of their own."""
     try:
-        yield temporary
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _explained(error, path) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _explained(error: OSError, path: Path) -> Exception:
-    if error.errno == 28:  # ENOSPC
-        free = shutil.disk_usage(path.parent).free // 2**20
-        return FreezeAsGuardError(
-            f"the disk is full ({free} MiB free) while writing {path}; nothing was left half-written. "
-            "Free some space (`dvc gc -w` drops unused cache) and run `dvc repro` again"
-        )
-    return error
+        yield
+    except Exception as error:
+        text = str(error)
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text
+        if not (full or "inline_container.cc" in text):
+            raise
+        existing = next(p for p in path.absolute().parents if p.exists())
+        raise FreezeAsGuardError(
+            f"the disk is full ({shutil.disk_usage(existing).free // 2**20} MiB free) while writing {path}; nothing "
+            "was left half-written. Free some space (`dvc gc -w` drops unused cache) and run `dvc repro` again"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -27,7 +27,9 @@ def prompt_table(data: CaseData, side: str, config: Generate) -> pd.DataFrame:
     prompts = pd.concat(pieces)
     table = prompts.loc[prompts.index.repeat(config.images_per_prompt)].reset_index(names="reference_row")
     table["image"] = table.groupby("reference_row").cumcount()
-    table["file"] = [f"{side}/{row:05d}-{image:03d}.png" for row, image in zip(table["reference_row"], table["image"])]
+    table["file"] = [
+        f"{side}/{row:05d}-{image:03d}.png" for row, image in zip(table["reference_row"], table["image"], strict=True)
+    ]
     return table.drop(columns="row")
 
 

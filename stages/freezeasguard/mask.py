@@ -39,9 +39,7 @@ def mask_slope(logits: Tensor, temperature: float, derivative: str = "exact") ->
     raise FreezeAsGuardError(f"mask.derivative is {derivative!r}; use exact or as_printed")
 
 
-def logit_gradients(
-    alignments: Tensor, logits: Tensor, temperature: float, derivative: str = "exact"
-) -> Tensor:
+def logit_gradients(alignments: Tensor, logits: Tensor, temperature: float, derivative: str = "exact") -> Tensor:
     """dL/dw [N] from the alignments <dL/dtheta(m)_i, delta_i> [N] (paper, Eq. 8 and 11-12).
 
     theta(m) = m theta_pre + (1 - m) theta_ft, so dtheta(m)/dm = theta_pre - theta_ft = delta: the scalar
@@ -66,15 +64,16 @@ def project_to_ratio(logits: Tensor, temperature: float, rho: float, iterations:
     """
     if rho in (0, 1):
         return logits
+    exact = logits.double()  # float32 would merge near-equal logits over many small shifts
     reach = float(logits.abs().max()) + 40 * temperature
     low, high = -reach, reach
     for _ in range(iterations):
         middle = (low + high) / 2
-        if soft_mask(logits + middle, temperature).mean() < rho:
+        if soft_mask(exact + middle, temperature).mean() < rho:
             low = middle
         else:
             high = middle
-    return logits + (low + high) / 2
+    return (exact + (low + high) / 2).to(logits)
 
 
 def n_frozen(rho: float, n_tensors: int) -> int:

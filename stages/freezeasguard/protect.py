@@ -20,6 +20,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.protected import Protected, write_protected
 from freezeasguard.workers import resolve_device, run_side_by_side
 
+
 def write_for(unet: torch.nn.Module, folder: Path, protected: Protected) -> None:
     """Write the folder for this UNet: its shapes, its hash."""
     tensors = named_tensors(unet)

@@ -105,9 +105,8 @@ def load_tensors(unet: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     check_names(tensors, parameters)
     for name, value in tensors.items():
         if value.shape != parameters[name].shape:
-            raise FreezeAsGuardError(
-                f"{name} is {tuple(value.shape)}, the model's {tuple(parameters[name].shape)}"
-            )
+            raise FreezeAsGuardError(f"{name} is {tuple(value.shape)}, the model's {tuple(parameters[name].shape)}")
+    for name, value in tensors.items():
         parameters[name].copy_(value)
 
 

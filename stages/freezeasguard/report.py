@@ -65,7 +65,9 @@ def write_report(params: Params, data: Path, reports: Path) -> Path:
         for arm in params.arms(name):
             diagnostics = read_protected_file(data / "protected" / name / arm)["diagnostics"]
             if "mean_mask" in diagnostics:
-                parts.append(f"<h3>Is the mask its signal's work? ({arm})</h3>{html_table(diagnostic_rows(diagnostics))}")
+                parts.append(
+                    f"<h3>Is the mask its signal's work? ({arm})</h3>{html_table(diagnostic_rows(diagnostics))}"
+                )
                 parts.append(f"<img src='figures/mask-learning-{name}-{arm}.png' alt='mask learning'>")
     page = f"<!doctype html><meta charset=utf-8><title>FreezeAsGuard</title><style>{STYLE}</style>{''.join(parts)}\n"
     with write_atomically(reports / "index.html") as temporary:

@@ -77,10 +77,12 @@ def summarise(
             side's real images.
     """
     clusters = (scored["class"].tolist(), scored["reference_row"].tolist())
-    statistics: dict[str, Callable[[np.ndarray], float]] = {
-        name: (lambda rows, values=scored[name].to_numpy(): float(values[rows].mean()))
-        for name in ("recogniser", "clip_tiny")
-    }
+
+    def mean_of(name: str) -> Callable[[np.ndarray], float]:
+        values = scored[name].to_numpy()
+        return lambda rows: float(values[rows].mean())
+
+    statistics = {name: mean_of(name) for name in ("recogniser", "clip_tiny")}
     statistics["fd_efficientnet_lite0"] = lambda rows: frechet_distance(features[rows], real_features)
     scores = {}
     for name, statistic in sorted(statistics.items()):

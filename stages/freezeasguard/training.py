@@ -61,7 +61,8 @@ class Checkpoint:
         except Exception:  # a torn file raises anything from EOFError to UnpicklingError
             self.clear()
             return None
-        return saved["state"] if saved.get("identity") == self.identity else None
+        known = isinstance(saved, dict) and saved.get("identity") == self.identity
+        return saved["state"] if known else None
 
     def save(self, state: Mapping[str, Any]) -> None:
         with write_atomically(self.path) as temporary:

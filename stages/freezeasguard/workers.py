@@ -11,7 +11,7 @@ from freezeasguard.errors import FreezeAsGuardError
 
 
 def resolve_device(wanted: str) -> str:
-    """"auto" is cuda where there is one."""
+    """ "auto" is cuda where there is one."""
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():

@@ -77,7 +77,6 @@ class CaseData:
         index = pd.read_csv(folder / "index.csv", keep_default_na=False)
         if len(index) != len(tensors["latents"]):
             raise FreezeAsGuardError(
-                f"{folder} has {len(index)} index rows for {len(tensors['latents'])} latents; "
-                "run `dvc repro -f encode`"
+                f"{folder} has {len(index)} index rows for {len(tensors['latents'])} latents; run `dvc repro -f encode`"
             )
         return cls(index, tensors["latents"], tensors["text"], tensors["empty_text"])

@@ -22,8 +22,7 @@ def perceptual_hashes(images: list[Image.Image]) -> list[str]:
     import imagehash
 
     return [
-        f"{imagehash.dhash(image, HASH_SIDE)}-{imagehash.colorhash(image, 4)}"
-        for image in tqdm(images, desc="hashing")
+        f"{imagehash.dhash(image, HASH_SIDE)}-{imagehash.colorhash(image, 4)}" for image in tqdm(images, desc="hashing")
     ]
 
 

@@ -122,7 +122,9 @@ def knowledge_gates(model: Path, recogniser: Recogniser, steps: int = 150) -> li
     finetune(unet, schedule, LatentSet(latents, text), config, generator=torch.Generator().manual_seed(0))
     adapted, _ = distances(unet)
     return [
-        Gate("no_knowledge", float((other - own).mean()), 0.1, False, "how much nearer the base is to the figure named"),
+        Gate(
+            "no_knowledge", float((other - own).mean()), 0.1, False, "how much nearer the base is to the figure named"
+        ),
         Gate(
             "adaptation_gain",
             float((own - adapted).mean()),

@@ -122,7 +122,8 @@ def assemble(work: Path, model: Path, scorers: Path) -> None:
     with folder_atomically(model) as out:
         AutoencoderKL.from_pretrained(work / "vae").half().save_pretrained(out / "vae")
         UNet2DConditionModel.from_pretrained(work / "unet").half().save_pretrained(out / "unet")
-        text_tower(clip).half().save_pretrained(out / "text_encoder")
+        # In float32: transformers loads in the stored precision, diffusers always in float32.
+        text_tower(clip).save_pretrained(out / "text_encoder")
         tokenizer.save_pretrained(out / "tokenizer")
         new_scheduler().save_pretrained(out / "scheduler")
         index: dict[str, Any] = {

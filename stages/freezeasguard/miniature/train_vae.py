@@ -58,9 +58,7 @@ def train_vae(
         batch = to_tensor(images[index][:, rows, columns])
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(batch).latent_dist
-            latents = posterior.mean + posterior.std * torch.randn(
-                posterior.mean.shape, generator=generator
-            )
+            latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
             reconstruction = vae.decode(latents).sample  # pyright: ignore[reportAttributeAccessIssue]
         loss = reconstruction_loss(reconstruction.float(), batch) + kl_weight * posterior.kl().mean()
         optimizer.zero_grad()
@@ -83,9 +81,7 @@ def standardise_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
     Afterwards every latent channel has mean 0 and standard deviation 1 over `images`, so that
     `scaling_factor` is 1 and any diffusers pipeline loads the model without a shift.
     """
-    means = torch.cat(
-        [vae.encode(to_tensor(images[i : i + 64])).latent_dist.mean for i in range(0, len(images), 64)]
-    )
+    means = torch.cat([vae.encode(to_tensor(images[i : i + 64])).latent_dist.mean for i in range(0, len(images), 64)])
     mean, std = means.mean((0, 2, 3)), means.std((0, 2, 3))
     quant, post_quant = vae.quant_conv, vae.post_quant_conv
     assert quant is not None and post_quant is not None

@@ -1,0 +1,115 @@
+"""Drawn figures, sources, and the split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from freezeasguard.config import Domain
+from freezeasguard.data.figures import famous_figures, other_figures
+from freezeasguard.data.sources import collect
+from freezeasguard.data.split import assign_sides, n_mask_learning, perceptual_hashes, split
+from freezeasguard.errors import FreezeAsGuardError
+
+
+def test_pretraining_figures_are_others() -> None:
+    famous = {f.identity for f in famous_figures()}
+    names = {f.name for f in famous_figures()}
+    for figure in other_figures(500):
+        assert figure.name not in names
+        assert all(sum(a != b for a, b in zip(figure.identity, other, strict=True)) >= 2 for other in famous)
+    assert len(famous) == len(names) == 25
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    out = tmp_path_factory.mktemp("raw") / "portraits"
+    return out, collect(Domain(source="embedded-figures", images_per_class=12), out, seed=0)
+
+
+def _split(drawn: tuple[Path, pd.DataFrame], seed: int) -> pd.DataFrame:
+    out, manifest = drawn
+    hashes = perceptual_hashes([Image.open(out / p).convert("RGB") for p in manifest["path"]])
+    return split(manifest, hashes, Domain(source="embedded-figures", held_out_images=2), seed)
+
+
+def test_manifest_has_licence_source_and_hash(drawn: tuple[Path, pd.DataFrame]) -> None:
+    _, manifest = drawn
+    assert len(manifest) == 25 * 12 and (manifest["status"] == "ok").all()
+    assert manifest["licence"].str.contains("Pablo Stanley").all() and manifest["sha256"].is_unique
+    assert (manifest["caption"].str.startswith("a photo of ")).all()
+
+
+def test_split_is_disjoint_stable_and_sized(drawn: tuple[Path, pd.DataFrame]) -> None:
+    table = _split(drawn, 0)
+    for key in ("sha256", "group"):
+        assert (table.groupby(key)["part"].nunique() == 1).all()
+    pd.testing.assert_frame_equal(table, _split(drawn, 0))
+    assert not table["part"].equals(_split(drawn, 1)["part"])
+    sizes = table.groupby(["class", "part"]).size().unstack()
+    assert (sizes["mask_learning"] >= 6).all() and (sizes["held_out"] >= 2).all() and (sizes["adaptation"] >= 1).all()
+
+
+def test_near_duplicates_stay_in_one_part_and_never_cross_classes() -> None:
+    table = pd.DataFrame({"path": [f"{i}" for i in range(24)], "class": ["a"] * 12 + ["b"] * 12})
+    table["sha256"] = table["path"]
+    hashes = [f"h{i // 3}" for i in range(12)] + ["h0"] + [f"g{i}" for i in range(11)]
+    result = split(table, hashes, Domain(source="embedded-figures", held_out_images=1), 0)
+    assert len(result) == 24 - 4  # h0 shows up in both classes: all four are left out
+    assert (result.groupby("group")["part"].nunique() == 1).all()
+
+
+def test_paper_counts() -> None:
+    assert n_mask_learning(400, 100) == 100 and n_mask_learning(149, 100) == 74 and n_mask_learning(150, 100) == 100
+
+
+def test_class_with_too_few_images_is_named() -> None:
+    table = pd.DataFrame({"path": list("abc"), "class": "few", "sha256": list("abc")})
+    with pytest.raises(FreezeAsGuardError, match="'few' has 3 images"):
+        split(table, list("abc"), Domain(source="embedded-figures", held_out_images=2), 0)
+
+
+def test_sides_are_seeded_and_disjoint() -> None:
+    classes = [f"c{i}" for i in range(25)]
+    sides = assign_sides(classes, 10, 10, 0)
+    assert sorted(sides.values()) == ["illegal"] * 10 + ["legal"] * 10
+    assert sides == assign_sides(classes[::-1], 10, 10, 0) != assign_sides(classes, 10, 10, 1)
+    with pytest.raises(FreezeAsGuardError, match="the domain has 25"):
+        assign_sides(classes, 20, 10, 0)
+
+
+def _save(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (70, 90, 3), dtype=np.uint8)).save(path)
+
+
+def test_folder_keeps_account_of_unreadable_and_repeated_images(tmp_path: Path) -> None:
+    for i in range(3):
+        _save(tmp_path / f"in/jane_doe/{i}.png", i)
+    _save(tmp_path / "in/jane_doe/copy.png", 0)
+    (tmp_path / "in/jane_doe/torn.jpg").write_bytes(b"\xff\xd8\xff torn")
+    manifest = collect(Domain(source="folder", path=tmp_path / "in"), tmp_path / "out", 0)
+    assert manifest["status"].value_counts().to_dict() == {
+        "ok": 3,
+        "duplicate": 1,
+        "unreadable: UnidentifiedImageError": 1,
+    }
+    assert set(manifest["subject"]) == {"Jane Doe"}
+
+
+@pytest.mark.parametrize("broken", ["missing", "empty", "empty-class", "unreadable"])
+def test_bad_folders_leave_nothing_behind(tmp_path: Path, broken: str) -> None:
+    root = tmp_path / "in"
+    if broken != "missing":
+        root.mkdir()
+    if broken in ("empty-class", "unreadable"):
+        (root / "someone").mkdir()
+    if broken == "unreadable":
+        (root / "someone/a.png").write_text("no image")
+    with pytest.raises(FreezeAsGuardError, match=str(root)):
+        collect(Domain(source="folder", path=root), tmp_path / "out", 0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ([] if broken == "missing" else ["in"])

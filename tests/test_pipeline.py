@@ -1,0 +1,89 @@
+"""The real thing: `dvc repro` of the smoke profile as a subprocess, twice, then with one changed value."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ARMS = ("pretrained", "full", "freezeasguard", "random")
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+def repro(folder: Path) -> list[str]:
+    """The names of the stages that ran."""
+    out = run([sys.executable, "-m", "dvc", "repro"], folder)
+    return re.findall(r"Running stage '([^']+)'", out)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("project")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in files.split("\0"):
+        if name and not name.startswith(("tests/", "reports/")) and name != "dvc.lock" and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    run(["git", "init", "-q"], folder)
+    from freezeasguard.config import write_profile
+
+    write_profile("smoke", folder / "params.yaml")
+    return folder
+
+
+def test_smoke_runs_once_then_only_what_changed(project: Path) -> None:
+    first = repro(project)
+    assert {f"score@portraits-{arm}" for arm in ARMS} <= set(first) and "pretrain" not in first
+    with (project / "reports/tables/table2.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert [row[:2] for row in rows[1:]] == [
+        [arm, side] for arm in ("Pre-trained model", "Full FT", "FG-30%", "R-30%") for side in ("illegal", "legal")
+    ]
+    assert (project / "reports/index.html").is_file() and (project / "reports/figures/samples-portraits.png").is_file()
+    for arm in ("freezeasguard", "random"):
+        protected = json.loads((project / f"data/protected/portraits/{arm}/protected.json").read_text())
+        assert len(protected["frozen"]) == round(0.3 * 686)
+
+    assert repro(project) == []
+
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("rho: 0.3", "rho: 0.5"))
+    again = repro(project)
+    cells = [f"{stage}@portraits-{arm}" for stage in ("adapt", "generate", "score") for arm in ARMS[2:]]
+    expected = {"learn_mask@portraits", "random_freeze@portraits", *cells, "tables", "figures", "report", "track"}
+    assert set(again) == expected and len(again) == len(expected)
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("freezeasguard")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    names = sorted(run.info.run_name for run in runs)
+    # Two arms do not depend on rho: they keep their one run; the two others have one a value.
+    assert names == sorted(
+        ["portraits-pretrained", "portraits-full"] + 2 * ["portraits-freezeasguard", "portraits-random"]
+    )
+
+    diff = run([sys.executable, "-m", "dvc", "metrics", "show"], project)
+    assert "freezeasguard.json" in diff
+
+    # Tracking once more logs nothing new.
+    out = run([sys.executable, "-m", "stages.track"], project)
+    assert "0 runs logged, 4 known" in out
+
+    # Going back restores every cell from DVC's run cache: nothing trains again.
+    params.write_text(params.read_text().replace("rho: 0.5", "rho: 0.3"))
+    assert [name for name in repro(project) if name.partition("@")[0] in ("learn_mask", "adapt", "generate")] == []

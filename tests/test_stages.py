@@ -1,0 +1,106 @@
+"""The wiring: dvc.yaml names what a stage imports; params.yaml is checked; bad input is told."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from freezeasguard.config import load_params, parse_params, profile_names, profile_text
+from freezeasguard.errors import FreezeAsGuardError
+
+ROOT = Path(__file__).parent.parent
+COMMON = {"stage.py", "errors.py", "files.py", "config.py"}
+"""Shared plumbing: an edit there changes no result."""
+
+
+def imported_modules(path: Path, seen: set[Path]) -> set[Path]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            file = ROOT / "stages" / (name.replace(".", "/") + ".py")
+            if name.startswith("freezeasguard") and file.is_file() and file not in seen:
+                seen.add(file)
+                imported_modules(file, seen)
+    return seen
+
+
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.mark.parametrize("name", sorted(set(STAGES) - {"protect_sweep"}))
+def test_dvc_deps_name_every_module_that_the_stage_imports(name: str) -> None:
+    stage = STAGES[name].get("do", STAGES[name])
+    code = {dep for dep in stage["deps"] if dep.endswith(".py")}
+    file = ROOT / "stages" / f"{name}.py"
+    expected = {p for p in imported_modules(file, set()) if p.name not in COMMON} | {file}
+    assert code == {str(p.relative_to(ROOT)) for p in expected}
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_profiles_are_valid(name: str) -> None:
+    params = parse_params(yaml.safe_load(profile_text(name)), Path(name))
+    assert params.profile == name
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("rho", 1.5, "rho is 1.5"),
+        ("rho", -0.1, "rho is -0.1"),
+        ("rhoo", 0.3, "rhoo is not a key"),
+        ("mask.preset", "mine", "mask.preset is 'mine'"),
+        ("mask.temprature", 0.2, "mask.temprature is not a key"),
+        ("adapt.steps", "many", "adapt.steps is 'many'"),
+        ("cases.portraits.domain", "faces", "cases.portraits.domain is 'faces'"),
+        ("cases.portraits.sweep", [10], "run `freezeasguard cells`"),
+    ],
+)
+def test_bad_params_are_named(key: str, value: object, said: str) -> None:
+    values = yaml.safe_load(profile_text("smoke"))
+    *path, last = key.split(".")
+    block = values
+    for part in path:
+        block = block[part]
+    block[last] = value
+    with pytest.raises(FreezeAsGuardError, match="params.yaml") as error:
+        parse_params(values, Path("params.yaml"))
+    assert said in str(error.value)
+
+
+def test_cells_command_derives_the_sweep(tmp_path: Path) -> None:
+    from freezeasguard.config import write_cells
+
+    path = tmp_path / "params.yaml"
+    path.write_text(profile_text("smoke").replace("sweep: []", "sweep:\n    - 10"))
+    write_cells(path)
+    params = load_params(path)
+    assert params.arms("portraits")[-2:] == ["freezeasguard-10", "random-10"]
+    assert params.arm_rho("random-10") == 0.1 and params.arm_rho("random") == params.rho
+    assert params.sweep_cells["portraits-random-10"].stage == "random_freeze"
+
+
+def test_missing_params_and_unknown_case_exit_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stages.tables"]
+    env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "error: params.yaml is missing; run `freezeasguard profile tiny`" in done.stderr
+    (tmp_path / "params.yaml").write_text(profile_text("smoke"))
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.encode", "nobody"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "has no case 'nobody'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_importing_the_command_loads_nothing_heavy() -> None:
+    heavy = ("torch", "diffusers", "mlflow", "pandas")
+    code = f"import sys, freezeasguard.cli; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
