@@ -32,7 +32,7 @@ from freezeasguard.training import FinetuneConfig, finetune
 
 MODEL = Path("data/models/tiny-1.5")
 SCORERS = Path("data/models/scorers")
-GUIDANCE = 3.0
+GUIDANCE = 1.5
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ def prompt_gate(unet: torch.nn.Module, model: Path, clip: ClipFeatures, n: int =
     )
 
 
-def knowledge_gates(model: Path, recogniser: Recogniser, steps: int = 150) -> list[Gate]:
-    """Before adaptation names mean nothing; after 150 steps on unseen figures the recogniser says so."""
+def knowledge_gates(model: Path, recogniser: Recogniser, steps: int = 200) -> list[Gate]:
+    """Before adaptation names mean nothing; after 200 steps on unseen figures the recogniser says so."""
     images, captions, labels = drawn_figures(10, 26, seed=13)
     test_images, test_captions, test_labels = drawn_figures(10, 4, seed=14)
     reference = recogniser.extract(to_tensor(test_images))[0]
@@ -121,17 +121,21 @@ def knowledge_gates(model: Path, recogniser: Recogniser, steps: int = 150) -> li
     schedule = NoiseSchedule.of(load_scheduler(model))
     finetune(unet, schedule, LatentSet(latents, text), config, generator=torch.Generator().manual_seed(0))
     adapted, _ = distances(unet)
+    # Images of one figure are not independent: the standard error is taken over figures.
+    falls = torch.stack([(own - adapted)[test_labels == label].mean() for label in test_labels.unique()])
+    error = falls.std() / len(falls) ** 0.5
     return [
         Gate(
             "no_knowledge", float((other - own).mean()), 0.1, False, "how much nearer the base is to the figure named"
         ),
         Gate(
             "adaptation_gain",
-            float((own - adapted).mean()),
+            float(falls.mean()),
             0.2,
             True,
             f"fall of the recogniser's distance after {steps} steps of full fine-tuning on unseen figures",
         ),
+        Gate("adaptation_gain_z", float(falls.mean() / error), 3.0, True, "the same fall in standard errors"),
     ]
 
 
