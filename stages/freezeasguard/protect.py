@@ -42,7 +42,7 @@ def protect_randomly(unet: torch.nn.Module, folder: Path, rho: float, seed: int)
 
 def load_finetuned(folder: Path) -> dict[tuple[str, ...], Mapping[str, torch.Tensor]]:
     """theta_ft by the sides its user trained on; only the tensors that moved."""
-    found = {
+    found: dict[tuple[str, ...], Mapping[str, torch.Tensor]] = {
         sides: load_file(folder / f"{name}.safetensors")
         for name, sides in FINETUNED_SIDES.items()
         if (folder / f"{name}.safetensors").is_file()

@@ -66,7 +66,7 @@ class CaseData:
         return LatentSet(self.latents[rows], self.text[rows])
 
     def rows(self, side: str, parts: Sequence[str]) -> pd.DataFrame:
-        return self.index[(self.index["side"] == side) & self.index["part"].isin(parts)]
+        return self.index.loc[(self.index["side"] == side) & self.index["part"].isin(parts)]
 
     @classmethod
     def load(cls, folder: Path) -> CaseData:

@@ -124,7 +124,7 @@ def collect(domain: Domain, out: Path, seed: int) -> pd.DataFrame:
                     path.write_bytes(buffer.getvalue())
             rows.append(row)
         manifest = pd.DataFrame(rows)
-        if not (manifest["status"] == "ok").any():
+        if "ok" not in set(manifest["status"]):
             raise FreezeAsGuardError(f"{domain.path or domain.source}: none of {len(rows)} images could be read")
         manifest.to_csv(temporary / MANIFEST, index=False)
     return manifest

@@ -69,8 +69,8 @@ def split(captioned: pd.DataFrame, hashes: list[str], domain: Domain, seed: int)
     """
     table = captioned.assign(group=near_duplicate_groups(hashes))
     # An image that looks like one of another class would carry that class's data into a second part.
-    crossing = table.groupby("group")["class"].transform("nunique") > 1
-    table = table[~crossing].sort_values(["class", "sha256"], ignore_index=True)
+    classes = table.groupby("group")["class"].transform("nunique").to_numpy()
+    table = table[classes == 1].sort_values(["class", "sha256"], ignore_index=True)
     pieces = []
     for index, (name, rows) in enumerate(table.groupby("class", sort=True)):
         rng = np.random.default_rng([seed, index])
@@ -85,8 +85,8 @@ def assert_disjoint(table: pd.DataFrame) -> None:
     """No content hash and no group of near-duplicates in two parts."""
     for key in ("sha256", "group"):
         shared = table.groupby(key)["part"].nunique()
-        if (shared > 1).any():
-            raise FreezeAsGuardError(f"{int((shared > 1).sum())} values of {key} lie in two parts of the split")
+        if n_shared := int(np.sum(shared.to_numpy() > 1)):
+            raise FreezeAsGuardError(f"{n_shared} values of {key} lie in two parts of the split")
 
 
 def assign_sides(classes: list[str], n_illegal: int, n_legal: int, seed: int) -> dict[str, str]:

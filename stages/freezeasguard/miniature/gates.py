@@ -126,7 +126,7 @@ def knowledge_gates(model: Path, recogniser: Recogniser, steps: int = 200) -> li
     error = falls.std() / len(falls) ** 0.5
     return [
         Gate(
-            "no_knowledge", float((other - own).mean()), 0.1, False, "how much nearer the base is to the figure named"
+            "no_knowledge", float((other - own).mean()), 0.1, False, "how much nearer the base is to the named figure"
         ),
         Gate(
             "adaptation_gain",

@@ -84,7 +84,8 @@ def standardise_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
     means = torch.cat([vae.encode(to_tensor(images[i : i + 64])).latent_dist.mean for i in range(0, len(images), 64)])
     mean, std = means.mean((0, 2, 3)), means.std((0, 2, 3))
     quant, post_quant = vae.quant_conv, vae.post_quant_conv
-    assert quant is not None and post_quant is not None
+    assert quant is not None and quant.bias is not None
+    assert post_quant is not None and post_quant.bias is not None
     channels = len(mean)
     # decode(z_new) must equal decode(z): z = z_new * std + mean.
     post_quant.bias += post_quant.weight[:, :, 0, 0] @ mean
