@@ -20,7 +20,7 @@ def main(case: str, arm: str) -> None:
 
         def side_task(side: str) -> None:
             unet = load_adapted(model, DATA / "adapted" / case / arm, side).to(device)
-            generate_side(unet, data, tables[side], model, out, params.generate, params.seed)
+            generate_side(unet, data, tables[side], model, out, params.generate, params.seed, f"{case} {arm} {side}")
 
         tasks = {side: (lambda side=side: side_task(side)) for side in SIDES}
         run_side_by_side(tasks, params.workers, device)

@@ -11,7 +11,7 @@ from freezeasguard.stage import DATA, REPORTS, SCORERS, load, run
 def main(case: str) -> None:
     params = load(case)
     data = CaseData.load(DATA / "latents" / case)
-    features = real_features(data, DATA / "raw" / params.cases[case].domain, Extractors(SCORERS))
+    features = real_features(data, DATA / "raw" / params.cases[case].domain, Extractors(SCORERS, params.workers))
     with folder_atomically(DATA / "reference" / case) as out:
         save_file({name: f.contiguous() for name, f in features.items()}, out / "features.safetensors")
     write_json(REPORTS / "scores" / case / "real.json", calibration(data, features))

@@ -1,12 +1,11 @@
 """Score the images of one cell: a row an image, and each score with its interval."""
 
 import pandas as pd
-import torch
 from safetensors.torch import load_file
 
 from freezeasguard.data.latents import SIDES, CaseData
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.scoring import Extractors, score_images, summarise
+from freezeasguard.scoring import Extractors, positions, score_images, summarise
 from freezeasguard.stage import DATA, REPORTS, SCORERS, load, run
 
 
@@ -16,12 +15,12 @@ def main(case: str, arm: str) -> None:
     folder = DATA / "images" / case / arm
     real = load_file(DATA / "reference" / case / "features.safetensors")
     table = pd.read_csv(folder / "index.csv", keep_default_na=False)
-    scored, features = score_images(table, folder, real, Extractors(SCORERS))
+    scored, features = score_images(table, folder, real, Extractors(SCORERS, params.workers))
     scores = {}
     for side in SIDES:
         rows = (scored["side"] == side).to_numpy()
-        targets = data.rows(side, ["adaptation", "held_out"]).index.to_numpy()
-        real_side = real["efficientnet"][torch.tensor(targets)].numpy()
+        targets = data.rows(side, ["adaptation", "held_out"])["row"].to_numpy()
+        real_side = real["efficientnet"][positions(real, targets)].numpy()
         scores[side] = {}
         for part, chosen in (("all", rows), ("held_out", rows & (scored["part"] == "held_out").to_numpy())):
             if chosen.sum() > 1:

@@ -37,7 +37,9 @@ def check_model_folder(folder: Path) -> Path:
 def _load(cls: Any, folder: Path, part: str) -> Any:
     check_model_folder(folder)
     try:
-        return cls.from_pretrained(folder / part, torch_dtype=torch.float32)
+        # diffusers' other way of loading needs accelerate, and says so at length where it is not installed
+        options = {} if part == "text_encoder" else {"low_cpu_mem_usage": False}
+        return cls.from_pretrained(folder / part, torch_dtype=torch.float32, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise FreezeAsGuardError(f"cannot load {folder / part}: {error}; fetch the model again") from error
 

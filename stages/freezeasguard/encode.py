@@ -24,6 +24,7 @@ def encode_case(params: Params, case_name: str, model: Path, raw: Path, splits: 
     sides = assign_sides(sorted(set(table["class"])), case.illegal, case.legal, params.seed)
     table = table[table["class"].isin(sides)].reset_index(drop=True)
     index = table.assign(row=range(len(table)), side=[sides[c] for c in table["class"]])
+    torch.set_num_threads(params.workers)  # one process: it may use every core
     vae = load_vae(model)
     latents = []
     for start in tqdm(range(0, len(index), CHUNK), desc="encoding images"):

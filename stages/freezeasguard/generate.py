@@ -34,13 +34,20 @@ def prompt_table(data: CaseData, side: str, config: Generate) -> pd.DataFrame:
 
 
 def generate_side(
-    unet: torch.nn.Module, data: CaseData, table: pd.DataFrame, model: Path, out: Path, config: Generate, seed: int
+    unet: torch.nn.Module,
+    data: CaseData,
+    table: pd.DataFrame,
+    model: Path,
+    out: Path,
+    config: Generate,
+    seed: int,
+    label: str,
 ) -> None:
     """Write one PNG a row of `table` under `out`."""
     scheduler, vae = load_scheduler(model), load_vae(model)
     device = next(unet.parameters()).device
     shape = tuple(data.latents.shape[2:])
-    for start in tqdm(range(0, len(table), config.batch_size), desc=f"generating {out.name}"):
+    for start in tqdm(range(0, len(table), config.batch_size), desc=f"generating {label}"):
         rows = table.iloc[start : start + config.batch_size]
         noise = starting_noise(rows["caption"].tolist(), rows["image"].tolist(), shape, seed)
         text = data.text[torch.tensor(rows["reference_row"].to_numpy())].float()

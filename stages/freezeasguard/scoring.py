@@ -37,18 +37,30 @@ class Score:
 class Extractors:
     """The networks of the embedded scores, loaded once."""
 
-    def __init__(self, scorers: Path) -> None:
+    def __init__(self, scorers: Path, threads: int) -> None:
+        torch.set_num_threads(threads)  # one process: it may use every core
         self.recogniser = Recogniser.load(scorers)
         self.clip = ClipFeatures(scorers / "clip")
         self.efficientnet = EfficientNetFeatures()
 
 
 def real_features(data: CaseData, raw: Path, extractors: Extractors) -> dict[str, Any]:
-    """Features of every real image of the case, in index order: references and the Fréchet target."""
-    images = read_images(raw / path for path in data.index["path"])
+    """Features of the case's real images that no mask was learned from, by `row` of the index.
+
+    They are the references of the prompts and the target of the Fréchet distance.
+    """
+    index = data.index[data.index["part"] != "mask_learning"]
+    images = read_images(raw / path for path in index["path"])
     embedding, presence = extractors.recogniser.extract(images)
     features = torch.from_numpy(extractors.efficientnet(images))
-    return {"recogniser": embedding, "presence": presence, "efficientnet": features}
+    rows = torch.tensor(index["row"].to_numpy())
+    return {"row": rows, "recogniser": embedding, "presence": presence, "efficientnet": features}
+
+
+def positions(real: dict[str, Any], rows: np.ndarray) -> torch.Tensor:
+    """Where the index rows stand in the real features."""
+    where = {int(row): i for i, row in enumerate(real["row"])}
+    return torch.tensor([where[int(row)] for row in rows])
 
 
 def score_images(
@@ -57,7 +69,7 @@ def score_images(
     """The table with a distance, a presence and a CLIP score an image; and the images' Fréchet features."""
     images = read_images(folder / file for file in table["file"])
     embedding, presence = extractors.recogniser.extract(images)
-    reference = real["recogniser"][torch.tensor(table["reference_row"].to_numpy())]
+    reference = real["recogniser"][positions(real, table["reference_row"].to_numpy())]
     prompts = table["caption"].tolist()
     scored = table.assign(
         recogniser=identity_distance(embedding, reference).numpy(),
@@ -99,7 +111,8 @@ def calibration(data: CaseData, real: dict[str, Any]) -> dict[str, Any]:
     lines: dict[str, Any] = {}
     for side in SIDES:
         rows = data.rows(side, ["adaptation", "held_out"])
-        embeddings = real["recogniser"][torch.tensor(rows.index.to_numpy())]
+        where = positions(real, rows["row"].to_numpy())
+        embeddings = real["recogniser"][where]
         labels = torch.from_numpy(pd.factorize(rows["class"])[0])
         distance = 1 - embeddings @ embeddings.T
         same = (labels[:, None] == labels[None]) & ~torch.eye(len(labels), dtype=torch.bool)
@@ -109,6 +122,6 @@ def calibration(data: CaseData, real: dict[str, Any]) -> dict[str, Any]:
             "real_vs_other": float(distance[other].mean()) if other.any() else None,
             "auc": pair_auc(embeddings, labels) if other.any() else None,
             "n": len(rows),
-            "n_missing": int((real["presence"][torch.tensor(rows.index.to_numpy())] <= PRESENCE_THRESHOLD).sum()),
+            "n_missing": int((real["presence"][where] <= PRESENCE_THRESHOLD).sum()),
         }
     return {"recogniser": lines}

@@ -1,0 +1,72 @@
+"""A stage killed midway: nothing torn is left, and the next run goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from freezeasguard.config import profile_text
+from freezeasguard.diffusion import load_unet
+from freezeasguard.protect import protect_nothing
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A cell that is ready to be adapted, on made-up latents."""
+    text = profile_text("smoke").replace("steps: 3\n  batch_size: 4", "steps: 40\n  batch_size: 4")
+    (tmp_path / "params.yaml").write_text(text)
+    shutil.copytree(ROOT / "data/models", tmp_path / "data/models")
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(8, 2, 8, 16, 16, generator=generator)
+    words = torch.randn(8, 48, 96, generator=generator)
+    folder = tmp_path / "data/latents/portraits"
+    folder.mkdir(parents=True)
+    save_file({"latents": latents, "text": words, "empty_text": words[0].clone()}, folder / "latents.safetensors")
+    rows = [f"{i},{'illegal' if i < 4 else 'legal'},c{i},C,adaptation,{i}.png,a photo of C,{i}" for i in range(8)]
+    header = "row,side,class,subject,part,path,caption,sha256"
+    (folder / "index.csv").write_text("\n".join([header, *rows]) + "\n")
+    protect_nothing(load_unet(ROOT / "data/models/tiny-1.5"), tmp_path / "data/protected/portraits/full", "full")
+    return tmp_path
+
+
+def adapt(project: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "stages.adapt", "portraits", "full"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=project, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def test_killed_adaptation_resumes_bit_for_bit(project: Path) -> None:
+    out, checkpoints = project / "data/adapted/portraits/full", project / "data/checkpoints"
+    assert adapt(project).wait() == 0
+    whole = {side: load_file(out / f"{side}.safetensors") for side in ("illegal", "legal")}
+    losses = json.loads((out / "illegal.json").read_text())["losses"]
+    shutil.rmtree(out)
+
+    process = adapt(project)
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("portraits-full-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert list(checkpoints.glob("portraits-full-*.pt")), "no checkpoint was written before the kill"
+    assert not out.exists()
+
+    assert adapt(project).wait() == 0
+    for side, tensors in whole.items():
+        again = load_file(out / f"{side}.safetensors")
+        assert again.keys() == tensors.keys()
+        assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert json.loads((out / "illegal.json").read_text())["losses"] == losses
+    assert not list(checkpoints.glob("*.pt"))
