@@ -294,7 +294,6 @@ def test_steps_on_a_unet_leave_no_gradient_behind(
     assert all(p.grad is None for p in tiny_unet.parameters())
     assert not all(torch.equal(p, before[n]) for n, p in tiny_unet.named_parameters())
     learned = learner.learn()
-    assert all(torch.equal(p, before[n]) for n, p in tiny_unet.named_parameters())
     assert len(learned.frozen(0.3)) == 206
 
 
@@ -338,16 +337,18 @@ def test_initial_masks_of_the_three_readings() -> None:
 
 
 @pytest.mark.parametrize("preset", sorted(MASK_PRESETS))
-def test_every_preset_restores_the_pretrained_weights_and_repeats_by_seed(
+def test_every_preset_repeats_by_seed_and_keeps_no_third_copy(
     preset: str, schedule: NoiseSchedule, latent_sets: dict[str, LatentSet]
 ) -> None:
-    before = weights_of(ToyDenoiser(1))
-
     def learn(seed: int) -> LearnedMask:
         learner = toy_learner(mask_config(preset, user_lr=0.01), schedule, latent_sets, seed=seed)
-        learned = learner.learn()
-        for name, parameter in learner.unet.named_parameters():
-            assert torch.equal(parameter, before[name]) and parameter.grad is None
+        for stage in ("before", "after"):
+            learned = learner.learn() if stage == "after" else None
+            for name, parameter in learner.unet.named_parameters():
+                # the UNet's own storage is a user's: theta_pre is held nowhere
+                assert parameter.data_ptr() in {user.mixed[name].data_ptr() for user in learner.users}
+                assert parameter.grad is None
+        assert learned is not None
         return learned
 
     learned, again, other = learn(0), learn(0), learn(1)
@@ -358,22 +359,6 @@ def test_every_preset_restores_the_pretrained_weights_and_repeats_by_seed(
     assert all(len(learned.history.loss[side]) == 3 for side in SIDES)
     config = mask_config(preset)
     assert len(learned.history.user_loss) == 3 * config.user_steps * len(sides_of(config.users))
-
-
-def test_weights_are_restored_after_a_crash_too(
-    schedule: NoiseSchedule, latent_sets: dict[str, LatentSet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learner = toy_learner(mask_config("paper", user_lr=0.01), schedule, latent_sets)
-
-    def crash() -> None:
-        assert not torch.equal(learner.unet.weight, before["weight"])  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    before = weights_of(ToyDenoiser(1))
-    monkeypatch.setattr(learner, "mask_step", crash)
-    with pytest.raises(KeyboardInterrupt):
-        learner.learn()
-    assert all(torch.equal(p, before[n]) for n, p in learner.unet.named_parameters())
 
 
 def test_order_decides_who_moves_first(

@@ -332,7 +332,8 @@ class MaskLearner:
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         pretrained = {name: p.detach() for name, p in self.parameters.items()}
         self.users = [SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype) for sides in expected]
-        self._pretrained = {name: p.data for name, p in self.parameters.items()}
+        del pretrained
+        self._wear(self.users[0])  # frees theta_pre: mixed and delta hold all there is to know
 
     @property
     def mask(self) -> Tensor:
@@ -413,17 +414,14 @@ class MaskLearner:
             user_steps()
 
     def learn(self, description: str = "learning the mask") -> LearnedMask:
-        """Algorithm 1; the UNet wears its pretrained weights again afterwards."""
+        """Algorithm 1. The learner uses the UNet up: afterwards it holds a user's mixed weights.
+
+        A third copy, kept only to put theta_pre back, would cost what Eq. 8-10 save; load the model again.
+        """
         bar = tqdm(range(self.config.mask_steps), desc=description)
-        try:
-            for _ in bar:
-                self._round()
-                bar.set_postfix(
-                    illegal=f"{self.history.loss['illegal'][-1]:.3f}", legal=f"{self.history.loss['legal'][-1]:.3f}"
-                )
-        finally:
-            for name, parameter in self.parameters.items():
-                parameter.data = self._pretrained[name]
+        for _ in bar:
+            self._round()
+            bar.set_postfix({side: f"{self.history.loss[side][-1]:.3f}" for side in SIDES})
         return LearnedMask(self.names, self.logits, self.initial_logits, self.history)
 
 
