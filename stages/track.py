@@ -6,7 +6,9 @@ from freezeasguard.tracking import track_cells
 
 def main() -> None:
     new, known = track_cells(load(), DATA, REPORTS)
-    print(f"MLflow: {new} runs logged, {known} known already; see `mlflow ui --backend-store-uri sqlite:///mlflow.db`")
+    print(f"MLflow: {new} runs logged, {known} known already. Look at them with")
+    print("  mlflow ui --backend-store-uri sqlite:///mlflow.db")
+    print("  http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning")
 
 
 if __name__ == "__main__":

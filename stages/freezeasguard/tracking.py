@@ -37,14 +37,13 @@ def cell_parameters(params: Params, case: str, arm: str) -> dict[str, Any]:
 
 
 def cell_metrics(scores: dict[str, Any]) -> dict[str, float]:
-    """Values and interval bounds by "side.part.score"."""
-    return {
-        f"{side}.{part}.{name}{suffix}": score[field]
-        for side, parts in scores.items()
-        for part, values in parts.items()
-        for name, score in values.items()
-        for field, suffix in (("value", ""), ("low", ".low"), ("high", ".high"), ("n_missing", ".n_missing"))
-    }
+    """Values by "side.part.score"; the intervals are in the run's scores.json."""
+    metrics: dict[str, float] = {}
+    for side, parts in scores.items():
+        for part, values in parts.items():
+            metrics |= {f"{side}.{part}.{name}": score["value"] for name, score in values.items()}
+            metrics[f"{side}.{part}.n_missing"] = values["recogniser"]["n_missing"]
+    return metrics
 
 
 def fingerprint(*content: Any) -> str:
@@ -64,8 +63,9 @@ def track_cells(params: Params, data: Path, reports: Path) -> tuple[int, int]:
     new = known = 0
     for cell in params.cells.values():
         settings = cell_parameters(params, cell.case, cell.arm)
-        metrics = cell_metrics(read_scores(reports, cell.case, cell.arm))
-        mark = fingerprint(cell.case, cell.arm, settings, metrics)
+        scores = read_scores(reports, cell.case, cell.arm)
+        metrics = cell_metrics(scores)
+        mark = fingerprint(cell.case, cell.arm, settings, scores)
         if client.search_runs([experiment_id], f"tags.`{FINGERPRINT}` = '{mark}' and attributes.status = 'FINISHED'"):
             known += 1
             continue
@@ -94,6 +94,7 @@ def track_cells(params: Params, data: Path, reports: Path) -> tuple[int, int]:
                 client.log_artifact(run_id, str(image), f"samples/{side}")
         protected = read_protected_file(data / "protected" / cell.case / cell.arm)
         client.log_dict(run_id, protected, "protected.json")
+        client.log_dict(run_id, scores, "scores.json")
         client.set_terminated(run_id)
         new += 1
     return new, known

@@ -1,0 +1,51 @@
+"""The user step's update after backprop: `_foreach` against the loop of METHOD, section 3. Prints a ratio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from freezeasguard.bilevel import SimulatedUser
+from freezeasguard.diffusion import load_unet, named_tensors
+
+pytestmark = pytest.mark.benchmark
+MODEL = Path(__file__).parents[2] / "data/models/tiny-1.5"
+
+
+def best_of(n: int, work: Callable[[], None]) -> float:
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+@torch.no_grad()
+def test_user_update() -> None:
+    torch.set_num_threads(1)
+    weights = {name: p.detach() for name, p in named_tensors(load_unet(MODEL)).items()}
+    names = sorted(weights)
+    finetuned = {name: w + 0.01 for name, w in weights.items()}
+    user = SimulatedUser.start(("illegal",), weights, finetuned, dict.fromkeys(names, 0.3))
+    gradients = [torch.ones_like(weights[name]) for name in names]
+    masks = {name: torch.tensor(0.3) for name in names}
+
+    def foreach() -> None:
+        user.user_update(names, [g.clone() for g in gradients], [0.7] * len(names), 1e-3)
+
+    def loop() -> None:
+        for name, gradient in zip(names, gradients, strict=True):
+            kept = 1 - masks[name]
+            user.delta[name] += 1e-3 * gradient * kept
+            user.mixed[name] -= 1e-3 * gradient * kept * kept
+
+    slow, fast = best_of(20, loop), best_of(20, foreach)
+    print(
+        f"\nuser update, {len(names)} tensors: loop {1e3 * slow:.1f} ms, foreach {1e3 * fast:.1f} ms: {slow / fast:.1f}x"
+    )
+    assert slow > 0 and fast > 0
