@@ -122,6 +122,36 @@ def calibration_lines(case_name: str, reports: Path) -> list[str]:
     return lines
 
 
+def verdict_lines(params: Params, case_name: str, reports: Path) -> list[str]:
+    """Each frozen arm's rise over full fine-tuning on both sides, ours and the paper's, and whether they agree.
+
+    The paper's claim: freezing costs the illegal side more than the legal one (its section 4.1).
+    """
+    table = params.cases[case_name].table
+    column = COLUMNS[table][0]
+    full = read_scores(reports, case_name, "full")
+    lines = []
+    for arm in params.arms(case_name):
+        rho = params.arm_rho(arm)
+        if rho == 0:
+            continue
+        scores = read_scores(reports, case_name, arm)
+        ours, paper = [], []
+        for side in SIDES:
+            before = full[side]["all"][column.score]["value"]
+            ours.append(100 * (scores[side]["all"][column.score]["value"] / before - 1))
+            printed = [paper_value(table, a, r, side, column.paper_metric) for a, r in (("full", 0.0), (arm, rho))]
+            paper += [100 * (float(printed[1]) / float(printed[0]) - 1)] if all(printed) else []
+        text = f"{arm_label(arm, rho)} over Full FT: illegal {ours[0]:+.1f}%, legal {ours[1]:+.1f}%"
+        if paper:
+            text += f" (paper, {column.paper_label}: {paper[0]:+.1f}%, {paper[1]:+.1f}%)"
+        if arm.startswith("freezeasguard"):
+            holds = "holds" if ours[0] > ours[1] else "does not hold"
+            text += f"; the claim that the illegal side pays more {holds} in this run, by point estimates of one seed"
+        lines.append(text + ".")
+    return lines
+
+
 def render_markdown(title: str, header: list[str], rows: list[list[str]], notes: list[str]) -> str:
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
 
@@ -172,7 +202,8 @@ def write_tables(params: Params, reports: Path) -> list[Path]:
             f"Profile {params.profile}, seed {params.seed}: {case.illegal} illegal and {case.legal} legal classes, "
             f"mask preset {params.mask.preset}."
         )
-        notes = [setting, *calibration_lines(case_name, reports), *NOTES[case.table]]
+        verdict = verdict_lines(params, case_name, reports)
+        notes = [setting, *verdict, *calibration_lines(case_name, reports), *NOTES[case.table]]
         title = TITLES[case.table]
         renders = {
             "md": render_markdown(title, header, rows, notes),
