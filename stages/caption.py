@@ -1,20 +1,27 @@
-"""Give every image its caption: the one that its source ships."""
+"""Give every image its caption: edited by hand, shipped by its source, or made by BLIP-2."""
 
-from freezeasguard.data.sources import read_manifest
-from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically
+import pandas as pd
+
+from freezeasguard.data.captioning import CaptionConfig, caption_images, name_only, read_edits
+from freezeasguard.data.manifest import read_manifest
+from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.stage import DATA, load, run
 
 
 def main(domain: str) -> None:
-    load()
+    params = load()
     manifest = read_manifest(DATA / "raw" / domain)
-    usable = manifest[manifest["status"] == "ok"]
-    empty = usable[usable["caption"] == ""]
-    if len(empty):
-        raise FreezeAsGuardError(f"{domain}: {len(empty)} images have no caption, e.g. {empty['path'].iloc[0]}")
+    usable: pd.DataFrame = manifest.loc[manifest["status"] == "ok", ["path", "class", "subject", "caption", "sha256"]]
+    block = params.domains[domain].caption
+    usable = usable if block else name_only(usable)
+    config = CaptionConfig(**block.model_dump() if block else {}, device=params.device)
+    edits = read_edits(DATA / "edits" / f"{domain}.csv")
+    progress = DATA / "downloads" / domain / "captions.jsonl"
+    table, counts = caption_images(usable, DATA / "raw" / domain, config, progress, edited=edits)
     with folder_atomically(DATA / "captioned" / domain) as out:
-        usable[["path", "class", "subject", "caption", "sha256"]].to_csv(out / "captions.csv", index=False)
+        table.to_csv(out / "captions.csv", index=False)
+        write_json(out / "counts.json", counts)
+    print(f"{domain}: " + ", ".join(f"{n} {kind.replace('_', ' ')}" for kind, n in counts.items()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Collect a domain's images with a manifest of source, licence and hash."""
+"""Collect a domain's images, cleaned, with a manifest of source, licence and hash."""
 
 from freezeasguard.data.sources import collect
 from freezeasguard.stage import DATA, load, run
@@ -6,9 +6,10 @@ from freezeasguard.stage import DATA, load, run
 
 def main(domain: str) -> None:
     params = load()
-    manifest = collect(params.domains[domain], DATA / "raw" / domain, params.seed)
-    counts = manifest["status"].value_counts()
-    print(f"{domain}: " + ", ".join(f"{n} {status}" for status, n in counts.items()))
+    manifest = collect(params.domains[domain], DATA / "raw" / domain, DATA / "downloads" / domain, params.seed)
+    # A reason is what stands before the colon or the word "of": counts of a kind, not of every file.
+    kinds = manifest["status"].str.replace(r"(:| of ).*", "", regex=True).value_counts()
+    print(f"{domain}: " + ", ".join(f"{n} {kind}" for kind, n in kinds.items()))
 
 
 if __name__ == "__main__":

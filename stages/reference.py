@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 
 from freezeasguard.data.latents import CaseData
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.scoring import Extractors, calibration, real_features
+from freezeasguard.scoring import Extractors, calibration, real_features, score_names
 from freezeasguard.stage import DATA, REPORTS, SCORERS, load, run
 
 
@@ -14,7 +14,9 @@ def main(case: str) -> None:
     features = real_features(data, DATA / "raw" / params.cases[case].domain, Extractors(SCORERS, params.workers))
     with folder_atomically(DATA / "reference" / case) as out:
         save_file({name: f.contiguous() for name, f in features.items()}, out / "features.safetensors")
-    write_json(REPORTS / "scores" / case / "real.json", calibration(data, features))
+    figures = "recogniser" in score_names(params.domains[params.cases[case].domain])
+    lines = calibration(data, features) if figures else {}
+    write_json(REPORTS / "scores" / case / "real.json", lines)
 
 
 if __name__ == "__main__":

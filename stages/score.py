@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 
 from freezeasguard.data.latents import SIDES, CaseData
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.scoring import Extractors, positions, score_images, summarise
+from freezeasguard.scoring import Extractors, positions, score_images, score_names, summarise
 from freezeasguard.stage import DATA, REPORTS, SCORERS, load, run
 
 
@@ -16,6 +16,7 @@ def main(case: str, arm: str) -> None:
     real = load_file(DATA / "reference" / case / "features.safetensors")
     table = pd.read_csv(folder / "index.csv", keep_default_na=False)
     scored, features = score_images(table, folder, real, Extractors(SCORERS, params.workers))
+    names = score_names(params.domains[params.cases[case].domain])
     scores = {}
     for side in SIDES:
         rows = (scored["side"] == side).to_numpy()
@@ -26,7 +27,7 @@ def main(case: str, arm: str) -> None:
             if chosen.sum() > 1:
                 chosen_rows = scored[chosen].reset_index(drop=True)
                 resamples = params.score.bootstrap_resamples
-                scores[side][part] = summarise(chosen_rows, features[chosen], real_side, resamples, params.seed)
+                scores[side][part] = summarise(chosen_rows, features[chosen], real_side, names, resamples, params.seed)
     with folder_atomically(DATA / "scores" / case / arm) as out:
         scored.to_csv(out / "images.csv", index=False)
     write_json(REPORTS / "scores" / case / f"{arm}.json", scores)

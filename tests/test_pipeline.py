@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from project import copy_project, repro, run
+
 ARMS = ("pretrained", "full", "freezeasguard", "random")
-
-
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
-
-
-def repro(folder: Path) -> list[str]:
-    """The names of the stages that ran."""
-    out = run([sys.executable, "-m", "dvc", "repro"], folder)
-    return re.findall(r"Running stage '([^']+)'", out)
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("project")
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in files.split("\0"):
-        if name and not name.startswith(("tests/", "reports/")) and name != "dvc.lock" and (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
-    run(["git", "init", "-q"], folder)
-    from freezeasguard.config import write_profile
-
-    write_profile("smoke", folder / "params.yaml")
-    return folder
+    return copy_project(tmp_path_factory.mktemp("project"))
 
 
 def test_smoke_runs_once_then_only_what_changed(project: Path) -> None:

@@ -14,7 +14,7 @@ from freezeasguard.config import load_params, parse_params, profile_names, profi
 from freezeasguard.errors import FreezeAsGuardError
 
 ROOT = Path(__file__).parent.parent
-COMMON = {"stage.py", "errors.py", "files.py", "config.py"}
+COMMON = {"stage.py", "errors.py", "files.py", "config.py", "models.py"}
 """Shared plumbing: an edit there changes no result."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,6 +42,26 @@ def check() -> None:
     print(f"profile {params.profile}: rho {params.rho}, mask preset {params.mask.preset}, {len(params.cells)} cells")
     for name, case in params.cases.items():
         print(f"  {name} (Table {case.table}): {', '.join(params.arms(name))}")
+
+
+@cli.command("new-case")
+def new_case(
+    name: Annotated[str, typer.Argument(help="Of the case: letters, digits and dashes.")],
+    illegal: Annotated[
+        Path, typer.Option(help="Images that must not be learned: a folder, or one with class folders.")
+    ],
+    legal: Annotated[Path, typer.Option(help="Images that must stay learnable, likewise.")],
+    model: Annotated[str, typer.Option(help="A name in params.yaml, a diffusers folder, or a hub id.")] = "tiny-1.5",
+    revision: Annotated[str | None, typer.Option(help="Of a hub model; required for one.")] = None,
+    size_px: Annotated[int, typer.Option(help="Image size of the model: 64 for the tiny one, 512 for SD v1.x.")] = 64,
+    only: Annotated[bool, typer.Option(help="Drop the other cases from params.yaml.")] = False,
+) -> None:
+    """Protect a model of yours against a folder of images: adds a case to params.yaml, for `dvc repro`."""
+    from freezeasguard.new_case import add_case
+
+    n_images = add_case(name, {"illegal": illegal, "legal": legal}, model, revision, size_px, only)
+    counted = ", ".join(f"{n} {side} images" for side, n in n_images.items())
+    print(f"params.yaml has the case {name} ({counted}); run `dvc repro`, then see reports/tables/case-{name}.md")
 
 
 @cli.command()

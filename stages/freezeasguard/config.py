@@ -28,13 +28,130 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
 
-class Domain(Block):
-    """Where a domain's images come from."""
+class Clean(Block):
+    """Which images are good enough (paper, App. C). The defaults keep everything that can be read."""
 
-    source: Literal["embedded-figures", "folder"]
+    min_side_px: Positive = 1
+    """Shorter side, before cropping; the paper's 512."""
+    max_pixels: Positive = 50_000_000
+    """Larger images are refused before they are decoded."""
+    faces: Annotated[int, Field(ge=0)] | None = None
+    """Exactly so many faces. The paper prints ">3", which must mean that a face is present: use 1."""
+    face_detector: Literal["haar", "yunet"] = "haar"
+    """OpenCV's Haar cascade, shipped with it; or YuNet, whose model file `face_model` names."""
+    face_model: Path | None = None
+    crop: Literal["centre", "face"] = "centre"
+    """Where the square is cut: the middle of the image, or as near to the face as it fits."""
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Two images whose 64-bit perceptual hashes differ in at most so many bits are one; null: not compared."""
+
+
+class Caption(Block):
+    """BLIP-2, for images whose source ships no caption (paper, App. C)."""
+
+    model: str = "Salesforce/blip2-opt-2.7b"
+    revision: str | None = None
+    prompt: str = "a photo of {subject} which shows"
+    batch_size: Positive = 16
+    max_new_tokens: Positive = 40
+
+
+class Archive(Block):
+    """A zip of class folders: a local file, or a URL that is fetched once."""
+
     path: Path | None = None
-    """Of a folder source: images in one sub-folder a class."""
+    url: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    max_bytes: Positive = 20 * 2**30
+    max_unpacked_bytes: Positive = 40 * 2**30
+    timeout_s: PositiveFloat = 7200
+    allow_private: bool = False
+
+    @model_validator(mode="after")
+    def _source(self) -> Archive:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("give either path or url")
+        if self.url is not None and self.sha256 is None:
+            raise ValueError("url needs sha256: a download without a checksum is not reproducible")
+        return self
+
+
+class Hub(Block):
+    """A data set of the Hugging Face hub by pinned revision, or a local one of the same layout."""
+
+    repo: str
+    revision: str | None = None
+    split: str = "train"
+    image_column: str = "image"
+    caption_column: str | None = None
+    class_column: str | None = None
+    class_name: str | None = None
+    """The one class of all images, where no column says it."""
+    licence: str = "see the data set's page"
+    max_images: Positive | None = None
+
+    @model_validator(mode="after")
+    def _class(self) -> Hub:
+        if (self.class_column is None) == (self.class_name is None):
+            raise ValueError("give either class_column or class_name")
+        if self.revision is None and not Path(self.repo).is_dir():
+            raise ValueError(f"repo {self.repo!r} is no local folder, so it needs a revision")
+        return self
+
+
+class Query(Block):
+    """What is asked for one class."""
+
+    query: str = ""
+    urls: list[str] = []
+    images: Positive = 100
+    subject: str | None = None
+    """How captions call the class; the class's own name where it is null."""
+
+
+class Crawl(Block):
+    """icrawler's engines, any result page, or lists of URLs."""
+
+    engine: Literal["google", "bing", "baidu", "flickr", "page", "url-list"]
+    classes: dict[str, Query]
+    search_url: str | None = None
+    """Of the engine page: with {query} and {page}."""
+    pages: Positive = 1
+    licence: str | None = None
+    """The engine's own licence filter, where it has one, e.g. noncommercial."""
+    max_bytes: Positive = 20 * 2**20
+    timeout_s: PositiveFloat = 30
+    threads: Positive = 4
+    respect_robots: bool = True
+    allow_private: bool = False
+    """Loopback and private addresses; for tests and local mirrors."""
+
+    @model_validator(mode="after")
+    def _engine(self) -> Crawl:
+        if self.engine == "page" and not (self.search_url and "{query}" in self.search_url):
+            raise ValueError("the engine page needs a search_url with {query}")
+        for name, query in self.classes.items():
+            if not (query.urls if self.engine == "url-list" else query.query):
+                raise ValueError(f"classes.{name} has no {'urls' if self.engine == 'url-list' else 'query'}")
+        return self
+
+
+class Domain(Block):
+    """Where a domain's images come from, and what becomes of them."""
+
+    source: Literal["embedded-figures", "folder", "hf", "archive", "crawl"]
+    path: Path | None = None
+    """Of a folder source: a folder with a sub-folder a class, or a .csv or .jsonl with path, class, caption."""
+    hf: Hub | None = None
+    archive: Archive | None = None
+    crawl: Crawl | None = None
+    clean: Clean = Clean()
+    caption: Caption | None = None
+    """Null: captions are the source's, and images without one are "a photo of SUBJECT"."""
+    explicit: bool = False
+    """Explicit material: needs allow_explicit, and is blurred wherever a report shows it."""
     images_per_class: Positive = 60
+    """Of the embedded source."""
     size_px: Positive = 64
     mask_learning_images: Positive = 100
     """A class; where it has fewer than 1.5 times as many images, half of them (paper, App. E)."""
@@ -42,9 +159,10 @@ class Domain(Block):
     """A class; taken from the adaptation half and never trained on: their captions are the held-out prompts."""
 
     @model_validator(mode="after")
-    def _folder_has_path(self) -> Domain:
-        if self.source == "folder" and self.path is None:
-            raise ValueError("source is folder, so path must name one")
+    def _source_is_described(self) -> Domain:
+        needed = {"folder": "path", "hf": "hf", "archive": "archive", "crawl": "crawl"}.get(self.source)
+        if needed and getattr(self, needed) is None:
+            raise ValueError(f"source is {self.source}, so {needed} must be given")
         return self
 
 
@@ -69,9 +187,11 @@ class Case(Block):
 
     domain: str
     model: str
-    table: int
-    illegal: Positive
-    legal: Positive
+    table: int | None = None
+    """Of the paper; null for a case of one's own."""
+    illegal: Positive | Annotated[list[str], Field(min_length=1)]
+    """How many classes, drawn by the seed, or which ones by name."""
+    legal: Positive | Annotated[list[str], Field(min_length=1)]
     sweep: list[Annotated[int, Field(ge=0, le=100)]] = []
     """Further freeze percents, each with a freezeasguard and a random arm."""
 
@@ -212,6 +332,8 @@ class Params(Block):
     workers: Positive
     """Processes side by side on a CPU: the two sides of a cell, or the seeds of a mask."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    allow_explicit: bool = False
+    """Nothing explicit is fetched, read or rendered unless this is true."""
     domains: dict[str, Domain]
     models: dict[str, Model]
     cases: dict[str, Case]
@@ -227,6 +349,9 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _references(self) -> Params:
+        for name, domain in self.domains.items():
+            if domain.explicit and not self.allow_explicit:
+                raise ValueError(f"domains.{name} is explicit; set allow_explicit: true to say that you mean it")
         for name, case in self.cases.items():
             if case.domain not in self.domains:
                 raise ValueError(f"cases.{name}.domain is {case.domain!r}; domains has {sorted(self.domains)}")
@@ -316,16 +441,24 @@ def write_profile(name: str, path: Path = PARAMS) -> None:
         temporary.write_text(text)
 
 
-def write_cells(path: Path = PARAMS) -> None:
-    """Derive `cells` and `sweep_cells` from `cases` again, leaving everything else of the file as it is."""
+def update_params(path: Path, changed: dict[str, Any]) -> None:
+    """Replace whole top-level blocks, leaving everything else of the file, comments too, as it is."""
     from ruamel.yaml import YAML
 
     yaml_file = YAML()
     yaml_file.preserve_quotes = True
     values = yaml_file.load(path.read_text())
-    cases = {name: Case.model_validate(dict(case)) for name, case in values["cases"].items()}
-    for key, cells in derive_cells(cases).items():
-        values[key] = {name: cell.model_dump() for name, cell in cells.items()}
-    with write_atomically(path) as temporary:
-        with temporary.open("w") as file:
-            yaml_file.dump(values, file)
+    values.update(changed)
+    with write_atomically(path) as temporary, temporary.open("w") as file:
+        yaml_file.dump(values, file)
+
+
+def write_cells(path: Path = PARAMS) -> None:
+    """Derive `cells` and `sweep_cells` from `cases` again."""
+    values = yaml.safe_load(path.read_text())
+    try:
+        cases = {name: Case.model_validate(case) for name, case in values["cases"].items()}
+    except ValidationError as error:
+        raise FreezeAsGuardError(f"{path}: cases: {error.errors()[0]['msg']}") from None
+    derived = derive_cells(cases)
+    update_params(path, {k: {name: cell.model_dump() for name, cell in cells.items()} for k, cells in derived.items()})

@@ -12,26 +12,11 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models import check_model_folder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-
-
-def check_model_folder(folder: Path) -> Path:
-    """The folder, if every part of a diffusers model is there with its weights."""
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    for part in ("unet", "vae", "text_encoder"):
-        if part not in missing and not any((folder / part).glob("*.safetensors")):
-            missing.append(f"{part}/*.safetensors")
-    if missing:
-        raise FreezeAsGuardError(
-            f"model folder {folder} lacks {', '.join(missing)}; restore the shipped model with "
-            f"`git checkout -- {folder}`, or point `models` in params.yaml at a complete diffusers folder"
-        )
-    return folder
 
 
 def _load(cls: Any, folder: Path, part: str) -> Any:

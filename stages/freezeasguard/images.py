@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFilter, UnidentifiedImageError
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
@@ -25,6 +25,15 @@ def read_images(paths: Iterable[Path]) -> Tensor:
     if not arrays:
         raise FreezeAsGuardError("no images to read")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+
+
+BLUR_SHARE = 0.12
+"""Radius of the blur over explicit material, as a share of the image: shapes are gone, colours stay."""
+
+
+def blur(image: Image.Image) -> Image.Image:
+    """What a report may show of an explicit image."""
+    return image.filter(ImageFilter.GaussianBlur(BLUR_SHARE * max(image.size)))
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

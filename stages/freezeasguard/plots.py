@@ -11,28 +11,14 @@ from PIL import Image
 
 from freezeasguard.config import Params
 from freezeasguard.data.latents import SIDES
+from freezeasguard.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.files import read_json, write_atomically
+from freezeasguard.images import blur
 from freezeasguard.protected import read_protected_file
 from freezeasguard.tables import arm_label
 
 COLORS = {"pretrained": "#8c8c8c", "full": "#0072b2", "freezeasguard": "#d55e00", "random": "#009e73"}
 """Okabe-Ito, told apart by the colour-blind."""
-
-
-def _matplotlib() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    matplotlib.rcParams["svg.hashsalt"] = "freezeasguard"  # the same figure is the same file
-    return plt
-
-
-def _save(figure: Any, path: Path) -> Path:
-    with write_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-    return path
 
 
 def block_of(name: str) -> str:
@@ -66,7 +52,7 @@ def network_order(names: list[str]) -> list[str]:
 
 def mask_figure(masks: dict[str, set[str]], names: list[str], path: Path) -> Path:
     """One row a mask, one column a tensor in network order, dark where frozen; blocks are marked."""
-    plt = _matplotlib()
+    plt = matplotlib_pyplot()
     order = network_order(names)
     grid = np.array([[name in frozen for name in order] for frozen in masks.values()])
     figure, axis = plt.subplots(figsize=(11, 0.9 + 0.45 * len(masks)))
@@ -80,14 +66,14 @@ def mask_figure(masks: dict[str, set[str]], names: list[str], path: Path) -> Pat
     wide = [(s, e) for s, e in zip(starts, ends, strict=True) if e - s > 6]
     axis.set_xticks([(s + e) / 2 for s, e in wide], [blocks[s] for s, _ in wide], fontsize=8)
     axis.set_xlabel(f"{len(order)} tensors in network order (dark: frozen)")
-    saved = _save(figure, path)
+    saved = save_figure(figure, path)
     plt.close(figure)
     return saved
 
 
 def loss_figure(curves: dict[str, dict[str, list[float]]], labels: dict[str, str], path: Path) -> Path:
     """Fine-tuning loss by step, a panel a side, smoothed over 15 steps."""
-    plt = _matplotlib()
+    plt = matplotlib_pyplot()
     figure, axes = plt.subplots(1, len(SIDES), figsize=(10, 3.2), sharey=True, squeeze=False)
     for axis, side in zip(axes[0], SIDES, strict=True):
         for arm, sides in curves.items():
@@ -100,7 +86,7 @@ def loss_figure(curves: dict[str, dict[str, list[float]]], labels: dict[str, str
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("denoising loss")
     axes[0][0].legend(fontsize=8, frameon=False)
-    saved = _save(figure, path)
+    saved = save_figure(figure, path)
     plt.close(figure)
     return saved
 
@@ -141,6 +127,8 @@ def sample_grid(
         for line, file in enumerate(files):
             with Image.open(file) as image:
                 resized = image.convert("RGB").resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
+            if params.domains[params.cases[case].domain].explicit:
+                resized = blur(resized)
             sheet.paste(resized, (x_of(column), top + line * tile))
     with write_atomically(path) as temporary:
         sheet.save(temporary, "PNG")
@@ -149,7 +137,7 @@ def sample_grid(
 
 def signal_figure(diagnostics: dict[str, Any], path: Path) -> Path:
     """The mask over its learning: both sides' losses, mean of the mask, share of saturated logits."""
-    plt = _matplotlib()
+    plt = matplotlib_pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(10, 2.8))
     for side, color in zip(SIDES, ("#d55e00", "#009e73"), strict=True):
         axes[0].plot(diagnostics["loss"][side], label=side, color=color, linewidth=1)
@@ -162,7 +150,7 @@ def signal_figure(diagnostics: dict[str, Any], path: Path) -> Path:
     for axis in axes:
         axis.set_xlabel("mask step")
         axis.grid(alpha=0.25)
-    saved = _save(figure, path)
+    saved = save_figure(figure, path)
     plt.close(figure)
     return saved
 

@@ -10,6 +10,7 @@ from typing import Any
 from freezeasguard.config import Params
 from freezeasguard.files import write_atomically
 from freezeasguard.protected import read_protected_file
+from freezeasguard.tables import table_name
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
@@ -49,7 +50,7 @@ def diagnostic_rows(diagnostics: dict[str, Any]) -> list[list[str]]:
 def write_report(params: Params, data: Path, reports: Path) -> Path:
     parts = [f"<h1>FreezeAsGuard: profile {html.escape(params.profile)}</h1>"]
     for name, case in params.cases.items():
-        path = reports / "tables" / f"table{case.table}"
+        path = reports / "tables" / table_name(name, case.table)
         parts.append(f"<h2>{html.escape(name)}</h2>")
         parts.append(html_table(list(csv.reader(path.with_suffix(".csv").read_text().splitlines()))))
         notes = [line[2:] for line in path.with_suffix(".md").read_text().splitlines() if line.startswith("- ")]

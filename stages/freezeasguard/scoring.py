@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from freezeasguard.config import Domain
 from freezeasguard.data.latents import SIDES, CaseData
 from freezeasguard.images import read_images
 from freezeasguard.metrics.clip import ClipFeatures, clip_score
@@ -66,7 +67,10 @@ def positions(real: dict[str, Any], rows: np.ndarray) -> torch.Tensor:
 def score_images(
     table: pd.DataFrame, folder: Path, real: dict[str, Any], extractors: Extractors
 ) -> tuple[pd.DataFrame, np.ndarray]:
-    """The table with a distance, a presence and a CLIP score an image; and the images' Fréchet features."""
+    """The table with a distance, a presence and a CLIP score an image; and the images' Fréchet features.
+
+    The recogniser knows drawn figures alone: `summarise` leaves it out where a domain shows anything else.
+    """
     images = read_images(folder / file for file in table["file"])
     embedding, presence = extractors.recogniser.extract(images)
     reference = real["recogniser"][positions(real, table["reference_row"].to_numpy())]
@@ -79,14 +83,25 @@ def score_images(
     return scored, extractors.efficientnet(images)
 
 
+def score_names(domain: Domain) -> tuple[str, ...]:
+    """The scores that mean something for a domain."""
+    figures = ("recogniser",) if domain.source == "embedded-figures" else ()
+    return (*figures, "fd_efficientnet_lite0", "clip_tiny")
+
+
 def summarise(
-    scored: pd.DataFrame, features: np.ndarray, real_features: np.ndarray, n_resamples: int, seed: int
+    scored: pd.DataFrame,
+    features: np.ndarray,
+    real_features: np.ndarray,
+    names: Collection[str],
+    n_resamples: int,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Every score of one side with its 95% interval over (class, prompt, image) clusters.
 
     Args:
         scored: rows of one side; features: [n, d], their Fréchet features; real_features: [m, d], of the
-            side's real images.
+            side's real images; names: of the scores wanted (see `score_names`).
     """
     clusters = (scored["class"].tolist(), scored["reference_row"].tolist())
 
@@ -96,6 +111,7 @@ def summarise(
 
     statistics = {name: mean_of(name) for name in ("recogniser", "clip_tiny")}
     statistics["fd_efficientnet_lite0"] = lambda rows: frechet_distance(features[rows], real_features)
+    statistics = {name: statistics[name] for name in names}
     scores = {}
     for name, statistic in sorted(statistics.items()):
         rng = np.random.default_rng(seed)

@@ -10,6 +10,7 @@ from typing import Any
 
 from freezeasguard.config import Params, load_params
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models import check_model_folder
 
 DATA = Path("data")
 REPORTS = Path("reports")
@@ -33,22 +34,12 @@ def run(command: Callable[..., Any]) -> None:
 
 
 def model_path(params: Params, case: str) -> Path:
-    """The case's model folder; a hub model is fetched at its pinned revision."""
-    spec = params.models[params.cases[case].model]
-    if spec.path is not None:
-        return spec.path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    """The case's model folder, checked; the stage `fetch` brings hub models there."""
+    return check_model_folder(model_folder(params, params.cases[case].model))
 
-    target = DATA / "models" / params.cases[case].model
-    try:
-        return Path(snapshot_download(str(spec.repo), revision=spec.revision, local_dir=target))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FreezeAsGuardError(
-            f"cannot fetch {spec.repo} at revision {spec.revision}: {error}. Download it elsewhere from "
-            f"https://huggingface.co/{spec.repo} and put the diffusers folder at {target}, then set "
-            f"models.{params.cases[case].model}.path to it"
-        ) from error
+
+def model_folder(params: Params, model: str) -> Path:
+    return params.models[model].path or DATA / "hub" / model
 
 
 def load(case: str | None = None) -> Params:

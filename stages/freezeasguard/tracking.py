@@ -42,7 +42,8 @@ def cell_metrics(scores: dict[str, Any]) -> dict[str, float]:
     for side, parts in scores.items():
         for part, values in parts.items():
             metrics |= {f"{side}.{part}.{name}": score["value"] for name, score in values.items()}
-            metrics[f"{side}.{part}.n_missing"] = values["recogniser"]["n_missing"]
+            if "recogniser" in values:
+                metrics[f"{side}.{part}.n_missing"] = values["recogniser"]["n_missing"]
     return metrics
 
 
@@ -89,7 +90,8 @@ def track_cells(params: Params, data: Path, reports: Path) -> tuple[int, int]:
         for figure in (f"masks-{cell.case}.png", f"samples-{cell.case}.png"):
             if (reports / "figures" / figure).is_file():
                 client.log_artifact(run_id, str(reports / "figures" / figure), "figures")
-        for side in SIDES:
+        explicit = params.domains[params.cases[cell.case].domain].explicit
+        for side in () if explicit else SIDES:
             for image in sorted((data / "images" / cell.case / cell.arm / side).iterdir())[:6]:
                 client.log_artifact(run_id, str(image), f"samples/{side}")
         protected = read_protected_file(data / "protected" / cell.case / cell.arm)

@@ -89,8 +89,20 @@ def assert_disjoint(table: pd.DataFrame) -> None:
             raise FreezeAsGuardError(f"{n_shared} values of {key} lie in two parts of the split")
 
 
-def assign_sides(classes: list[str], n_illegal: int, n_legal: int, seed: int) -> dict[str, str]:
-    """Random classes for each side, by class name."""
+def assign_sides(classes: list[str], illegal: int | list[str], legal: int | list[str], seed: int) -> dict[str, str]:
+    """The side of each class in use: named classes as they are named, else random ones by the seed."""
+    named = {SIDES[0]: illegal, SIDES[1]: legal}
+    sides = {name: side for side, names in named.items() if isinstance(names, list) for name in names}
+    if unknown := sorted(set(sides) - set(classes)):
+        raise FreezeAsGuardError(f"no class is called {unknown[0]!r}; the domain has {', '.join(sorted(classes))}")
+    if isinstance(illegal, list) and isinstance(legal, list) and (both := sorted(set(illegal) & set(legal))):
+        raise FreezeAsGuardError(f"class {both[0]!r} is named on both sides of a case")
+    drawn = {side: 0 if isinstance(n, list) else n for side, n in named.items()}
+    free = [name for name in classes if name not in sides]
+    return sides | _draw_sides(free, drawn[SIDES[0]], drawn[SIDES[1]], seed)
+
+
+def _draw_sides(classes: list[str], n_illegal: int, n_legal: int, seed: int) -> dict[str, str]:
     if n_illegal + n_legal > len(classes):
         raise FreezeAsGuardError(
             f"{n_illegal} illegal + {n_legal} legal classes were asked for, the domain has {len(classes)}"

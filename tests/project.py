@@ -1,0 +1,37 @@
+"""A copy of the project in a folder of its own, and `dvc repro` in it as a subprocess."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from freezeasguard.config import write_profile
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+def repro(folder: Path, *targets: str) -> list[str]:
+    """The names of the stages that ran."""
+    out = run([sys.executable, "-m", "dvc", "repro", *targets], folder)
+    return re.findall(r"Running stage '([^']+)'", out)
+
+
+def copy_project(folder: Path) -> Path:
+    """What git tracks, without tests and results, with the profile smoke."""
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in files.split("\0"):
+        if name and not name.startswith(("tests/", "reports/")) and name != "dvc.lock" and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    run(["git", "init", "-q"], folder)
+    write_profile("smoke", folder / "params.yaml")
+    return folder
