@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from freezeasguard.config import Params
-from freezeasguard.files import write_atomically
+from freezeasguard.files import read_json, write_atomically
 from freezeasguard.protected import read_protected_file
 from freezeasguard.tables import table_name
 
@@ -70,6 +70,13 @@ def write_report(params: Params, data: Path, reports: Path) -> Path:
                     f"<h3>Is the mask its signal's work? ({arm})</h3>{html_table(diagnostic_rows(diagnostics))}"
                 )
                 parts.append(f"<img src='figures/mask-learning-{name}-{arm}.png' alt='mask learning'>")
+    for domain in params.domains:
+        counts = read_json(reports / "data" / domain / "counts.json", f"run `dvc repro survey@{domain}`")
+        rejected = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
+        parts.append(f"<h2>Data: {html.escape(domain)}</h2>")
+        parts.append(f"<p>{counts['in']} images in, {counts['kept']} kept; rejected: {html.escape(rejected)}.</p>")
+        parts.append(f"<img src='data/{domain}/classes.png' alt='images a class'>")
+        parts.append(f"<img src='data/{domain}/contact.png' alt='contact sheet'>")
     page = f"<!doctype html><meta charset=utf-8><title>FreezeAsGuard</title><style>{STYLE}</style>{''.join(parts)}\n"
     with write_atomically(reports / "index.html") as temporary:
         temporary.write_text(page)

@@ -22,7 +22,7 @@ from freezeasguard.miniature.train_recogniser import train_recogniser, training_
 from freezeasguard.miniature.train_unet import train_unet
 from freezeasguard.miniature.train_vae import standardise_latents, to_tensor, train_vae
 
-STEPS = {"vae": 8000, "recogniser": 1500, "clip": 1500, "unet": 2400}
+STEPS = {"vae": 8000, "recogniser": 1500, "clip": 1500, "unet": 6000}
 
 
 def _part(work: Path, name: str, make: Callable[[Path], None]) -> Path:
