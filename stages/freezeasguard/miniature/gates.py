@@ -32,7 +32,7 @@ from freezeasguard.training import FinetuneConfig, finetune
 
 MODEL = Path("data/models/tiny-1.5")
 SCORERS = Path("data/models/scorers")
-GUIDANCE = 1.5
+GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
