@@ -1,0 +1,172 @@
+"""UCE against an independent solve, its own objective, and the miniature model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from freezeasguard.baselines.uce import (
+    Edit,
+    UCEConfig,
+    concept_edits,
+    cross_attention_projections,
+    edited_projection,
+    last_subject_token,
+    preserved_contexts,
+    uce_edit,
+)
+from freezeasguard.diffusion import encode_text, load_text, load_unet, tokenize
+from freezeasguard.errors import FreezeAsGuardError
+
+MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
+CONCEPTS = ["Fito Bakago", "Nita Rodoga", "Fata Mafasa"]
+
+
+def problem(seed: int = 0) -> tuple[Tensor, list[Edit], list[Tensor]]:
+    g = torch.Generator().manual_seed(seed)
+
+    def rows(n: int) -> Tensor:
+        return torch.randn(n, 6, generator=g)
+
+    return rows(4), [Edit(rows(3), rows(3)), Edit(rows(2), rows(2))], [rows(5), rows(1)]
+
+
+def objective(new: Tensor, weight: Tensor, edits: list[Edit], preserved: list[Tensor], config: UCEConfig) -> Tensor:
+    """Written from the sum of squares, token by token."""
+    total = config.ridge * (new - weight).square().sum()
+    for edit in edits:
+        for context, guide in zip(edit.context.double(), edit.guide.double(), strict=True):
+            total = total + config.erase_scale * (new @ context - weight @ guide).square().sum()
+    for prompt in preserved:
+        for context in prompt.double():
+            kept = (new @ context - weight @ context).square().sum()
+            total = total + config.preserve_scale(len(preserved)) * kept
+    return total
+
+
+@pytest.mark.parametrize("reading", ["A", "B"])
+def test_edit_solves_the_normal_equations_and_is_stationary(reading: str) -> None:
+    weight, edits, preserved = problem()
+    config = UCEConfig(reading, erase_scale=1.7, ridge=0.3)
+    new = edited_projection(weight, edits, preserved, config)
+    # NumPy, as one least-squares problem of stacked and weighted rows.
+    w = weight.double().numpy()
+    scale = config.preserve_scale(2)
+    left = [np.sqrt(config.ridge) * np.eye(6)]
+    right = [np.sqrt(config.ridge) * w.T]
+    for e in edits:
+        left.append(np.sqrt(1.7) * e.context.double().numpy())
+        right.append(np.sqrt(1.7) * e.guide.double().numpy() @ w.T)
+    for p in preserved:
+        left.append(np.sqrt(scale) * p.double().numpy())
+        right.append(np.sqrt(scale) * p.double().numpy() @ w.T)
+    expected = np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=None)[0].T
+    np.testing.assert_allclose(new.double().numpy(), expected, rtol=1e-5, atol=1e-6)
+    exact = torch.tensor(expected, requires_grad=True)
+    gradient = torch.autograd.grad(objective(exact, weight.double(), edits, preserved, config), exact)[0]
+    assert gradient.abs().max() < 1e-9
+    moved = weight.double().requires_grad_()
+    assert torch.autograd.grad(objective(moved, weight.double(), edits, preserved, config), moved)[0].abs().max() > 1e-2
+
+
+def test_residual_shrinks_with_the_erase_scale() -> None:
+    weight, edits, preserved = problem()
+    residuals = []
+    for scale in (0.0, 0.1, 1.0, 10.0, 1e4):
+        new = edited_projection(weight, edits, preserved, UCEConfig("A", erase_scale=scale))
+        residuals.append(float(sum((e.context @ new.T - e.guide @ weight.T).square().sum() for e in edits)))
+        if scale == 0:
+            torch.testing.assert_close(new, weight)
+    assert residuals == sorted(residuals, reverse=True) and residuals[-1] < 0.5 * residuals[0]
+
+
+def test_preserve_scale_of_the_two_readings() -> None:
+    assert UCEConfig("A").preserve_scale(1) == 1.0
+    assert UCEConfig("A").preserve_scale(4) == 0.25
+    assert UCEConfig("A").preserve_scale(50) == 0.1
+    assert UCEConfig("B").preserve_scale(50) == 1.0
+    with pytest.raises(FreezeAsGuardError, match="uce.reading is 'C'"):
+        UCEConfig("C")
+
+
+def test_tokens_of_a_concept() -> None:
+    tokenizer, encoder = load_text(MODEL)
+    start = last_subject_token(tokenizer, "a person")
+    ids = tokenize(tokenizer, ["a person"])[0][0]
+    assert ids[start + 1] == tokenizer.eos_token_id and ids[start] != tokenizer.eos_token_id
+    assert last_subject_token(tokenizer, "") == 0
+    embedding = encode_text(encoder, tokenize(tokenizer, ["Fito Bakago"])[0])[0]
+    name = last_subject_token(tokenizer, "Fito Bakago")
+    (a,) = concept_edits(tokenizer, encoder, ["Fito Bakago"], "a person", "A")
+    (b,) = concept_edits(tokenizer, encoder, ["Fito Bakago"], "a person", "B")
+    assert len(a.context) == len(a.guide) == tokenizer.model_max_length - max(name, start)
+    torch.testing.assert_close(a.context, embedding[name : name + len(a.context)])
+    assert len(b.context) == len(b.guide) == 1
+    assert len(preserved_contexts(tokenizer, encoder, [], "A")) == 1
+    assert preserved_contexts(tokenizer, encoder, [], "B") == []
+
+
+@pytest.mark.parametrize("reading", ["A", "B"])
+def test_edit_of_the_miniature_model(reading: str) -> None:
+    unet = load_unet(MODEL)
+    tokenizer, encoder = load_text(MODEL)
+    weights = {n: w.detach().clone() for n, w in cross_attention_projections(unet).items()}
+    edited = uce_edit(unet, tokenizer, encoder, CONCEPTS, "a person", [], UCEConfig(reading))
+    assert len(edited) == 32 and all("attn2.to_k" in n or "attn2.to_v" in n for n in edited)
+    assert all(torch.equal(w, weights[n]) for n, w in cross_attention_projections(unet).items())
+    empty = encode_text(encoder, tokenize(tokenizer, [""])[0])[0]
+    (concept,) = concept_edits(tokenizer, encoder, CONCEPTS[:1], "a person", "B")
+    for name, new in edited.items():
+        old = weights[name]
+        assert not torch.equal(new, old)
+        before = (concept.context - concept.guide) @ old.T
+        after = concept.context @ new.T - concept.guide @ old.T
+        assert after.norm() < before.norm()
+        if reading == "A":
+            drift = (empty @ (new - old).T).norm() / (empty @ old.T).norm()
+            assert drift < 0.15, name
+    other = uce_edit(unet, tokenizer, encoder, CONCEPTS, "a person", [], UCEConfig("B" if reading == "A" else "A"))
+    assert any((other[name] - edited[name]).abs().max() > 1e-4 for name in edited)
+
+
+def test_linear_projections_and_a_wide_text_tower() -> None:
+    """SD v2.x: transformers with linear projections, and text 1024 wide."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=1024,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        use_linear_projection=True,
+    )
+    tokenizer, _ = load_text(MODEL)
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=1024,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+    )
+    edited = uce_edit(unet, tokenizer, CLIPTextModel(config).eval(), CONCEPTS, " ", [], UCEConfig("A"))
+    assert {w.shape[1] for w in edited.values()} == {1024}
+    assert len(edited) == len(cross_attention_projections(unet)) == 8
+
+
+def test_refusals() -> None:
+    unet = load_unet(MODEL)
+    tokenizer, encoder = load_text(MODEL)
+    with pytest.raises(FreezeAsGuardError, match="no concept"):
+        uce_edit(unet, tokenizer, encoder, [], " ", [], UCEConfig("A"))
+    with pytest.raises(FreezeAsGuardError, match="no cross-attention"):
+        cross_attention_projections(torch.nn.Linear(2, 2))
