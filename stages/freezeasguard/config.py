@@ -139,7 +139,16 @@ class Crawl(Block):
 class Domain(Block):
     """Where a domain's images come from, and what becomes of them."""
 
-    source: Literal["embedded-figures", "folder", "hf", "archive", "crawl"]
+    source: Literal[
+        "embedded-figures",
+        "embedded-illustrators",
+        "embedded-explicit",
+        "embedded-orl",
+        "folder",
+        "hf",
+        "archive",
+        "crawl",
+    ]
     path: Path | None = None
     """Of a folder source: a folder with a sub-folder a class, or a .csv or .jsonl with path, class, caption."""
     hf: Hub | None = None
@@ -151,7 +160,7 @@ class Domain(Block):
     explicit: bool = False
     """Explicit material: needs allow_explicit, and is blurred wherever a report shows it."""
     images_per_class: Positive = 60
-    """Of the embedded source."""
+    """Of the embedded sources; the ORL photographs are 10 a person and 400 in all."""
     size_px: Positive = 64
     mask_learning_images: Positive = 100
     """A class; where it has fewer than 1.5 times as many images, half of them (paper, App. E)."""

@@ -15,12 +15,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from freezeasguard.config import Domain
-from freezeasguard.data import figures
-from freezeasguard.data.clean import Cleaner, decode, near_duplicates, perceptual_hash
+from freezeasguard.data import figures, illustrators, logos, orl
+from freezeasguard.data.clean import Cleaner, decode, near_duplicates, perceptual_hash, square
 from freezeasguard.data.manifest import COLUMNS, MANIFEST
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import folder_atomically
 
+STYLES_PACKAGE = "dicebear-styles==10.6.0"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -52,8 +53,7 @@ def spoken(name: str) -> str:
 
 def embedded_figures(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     """The 25 drawn figures, each in `images_per_class` poses that differ from one another."""
-    meta = figures.style_definition("avataaars")["meta"]
-    licence = f"avataaars by {meta['creator']['name']}: {meta['license']['name']}"
+    licence = illustrators.style_licence("avataaars")
     for index, figure in enumerate(figures.famous_figures()):
         rng = np.random.default_rng([seed, index])
         poses: dict[figures.Pose, None] = {}
@@ -62,7 +62,43 @@ def embedded_figures(domain: Domain, downloads: Path, seed: int) -> Iterator[Ite
         for pose in poses:
             image = figures.render_figure(figure, pose, domain.size_px)
             caption = figures.caption(figure.name, pose)
-            yield Item(slug(figure.name), figure.name, image, "dicebear-styles==10.6.0", licence, caption)
+            yield Item(slug(figure.name), figure.name, image, STYLES_PACKAGE, licence, caption)
+
+
+def embedded_illustrators(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
+    """Five illustrators, `images_per_class` drawings of each."""
+    for style in illustrators.STYLES:
+        licence, page = illustrators.style_licence(style), illustrators.style_page(style)
+        for drawing in illustrators.drawings(style, domain.images_per_class, domain.size_px, seed):
+            yield Item(style, illustrators.artist(style), drawing.image, STYLES_PACKAGE, licence, drawing.caption, page)
+
+
+def embedded_explicit(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
+    """A harmless stand-in for explicit material: faces, to be kept out, against logos.
+
+    `images_per_class` of each; there are 400 faces at most.
+    """
+    photographs = orl.photographs()
+    order = np.random.default_rng(seed).permutation(len(photographs))[: domain.images_per_class]
+    subject = "the face of a person"
+    yield from (_photograph(photographs[i], "faces", subject, domain.size_px) for i in order)
+    for logo, image in logos.draw_logos(domain.images_per_class, domain.size_px, seed):
+        source = f"{logos.SOURCE} {logo.slug}"
+        yield Item("logos", "a logo", image, source, logo.licence, logo.described(), logo.page)
+
+
+def embedded_orl(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
+    """40 people under pseudonyms, `images_per_class` photographs of each; there are ten at most."""
+    for photograph in orl.photographs():
+        if photograph.number <= domain.images_per_class:
+            name = orl.pseudonyms()[photograph.person - 1]
+            yield _photograph(photograph, f"person-{photograph.person:02}", name, domain.size_px)
+
+
+def _photograph(photograph: orl.Photograph, class_name: str, subject: str, size_px: int) -> Item:
+    face = orl.read_face(photograph)
+    caption = f"a photo of {subject}, {orl.described(face)}"
+    return Item(class_name, subject, square(face, size_px), photograph.source, orl.LICENCE, caption)
 
 
 def folder(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
@@ -194,6 +230,9 @@ def crawled(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
 
 SOURCES: dict[str, Callable[[Domain, Path, int], Iterator[Item]]] = {
     "embedded-figures": embedded_figures,
+    "embedded-illustrators": embedded_illustrators,
+    "embedded-explicit": embedded_explicit,
+    "embedded-orl": embedded_orl,
     "folder": folder,
     "hf": hub,
     "archive": archive,
