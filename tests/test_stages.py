@@ -45,6 +45,13 @@ def test_dvc_deps_name_every_module_that_the_stage_imports(name: str) -> None:
     assert code == {str(p.relative_to(ROOT)) for p in expected}
 
 
+def test_protect_sweep_depends_on_every_method_that_it_runs() -> None:
+    code = {dep for dep in STAGES["protect_sweep"]["do"]["deps"] if dep.endswith(".py")}
+    files = [ROOT / "stages" / f"{name}.py" for name in ("learn_mask", "random_freeze", "uce", "imma")]
+    expected = {p for file in files for p in imported_modules(file, set()) if p.name not in COMMON} | set(files)
+    assert code == {str(p.relative_to(ROOT)) for p in expected}
+
+
 @pytest.mark.parametrize("name", profile_names())
 def test_profiles_are_valid(name: str) -> None:
     params = parse_params(yaml.safe_load(profile_text(name)), Path(name))
@@ -86,6 +93,23 @@ def test_cells_command_derives_the_sweep(tmp_path: Path) -> None:
     assert params.arms("portraits")[-2:] == ["freezeasguard-10", "random-10"]
     assert params.arm_rho("random-10") == 0.1 and params.arm_rho("random") == params.rho
     assert params.sweep_cells["portraits-random-10"].stage == "random_freeze"
+
+
+def test_baselines_get_cells_and_a_protection_stage(tmp_path: Path) -> None:
+    from freezeasguard.config import write_cells
+
+    path = tmp_path / "params.yaml"
+    path.write_text(profile_text("smoke").replace("sweep: []", "sweep: []\n    baselines: [imma, uce-b, uce]"))
+    write_cells(path)
+    params = load_params(path)
+    expected = ["pretrained", "full", "uce", "uce-b", "imma", "freezeasguard", "random"]
+    assert params.arms("portraits") == expected
+    assert {cell.arm: cell.stage for cell in params.sweep_cells.values()} == {
+        "uce": "uce",
+        "uce-b": "uce",
+        "imma": "imma",
+    }
+    assert params.arm_rho("uce-b") == 0
 
 
 def test_missing_params_and_unknown_case_exit_with_one_line(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 
 PARAMS = Path("params.yaml")
-ARMS = ("pretrained", "full", "freezeasguard", "random")
-"""Arms at the headline rho; a sweep adds e.g. freezeasguard-10 and random-10."""
+BASELINES = {"uce": "uce", "uce-b": "uce", "imma": "imma"}
+"""Arms that a case may ask for beside the headline's four, and the stage that protects each."""
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -201,6 +201,12 @@ class Case(Block):
     illegal: Positive | Annotated[list[str], Field(min_length=1)]
     """How many classes, drawn by the seed, or which ones by name."""
     legal: Positive | Annotated[list[str], Field(min_length=1)]
+    baselines: list[Literal["uce", "uce-b", "imma"]] = []
+    """Rival methods beside full, FreezeAsGuard and random: UCE in reading A or B, IMMA."""
+    concepts: list[str] = []
+    """What UCE erases; the illegal classes' subjects where the list is empty."""
+    guide: str = " "
+    """What UCE makes the concepts mean: "celebrity" for people, "art" for artists (paper's authors)."""
     sweep: list[Annotated[int, Field(ge=0, le=100)]] = []
     """Further freeze percents, each with a freezeasguard and a random arm."""
 
@@ -211,9 +217,9 @@ class Cell(Block):
 
 
 class SweepCell(Cell):
-    """An arm at a percent of its case's sweep, and the stage that protects it."""
+    """A baseline, or an arm at a percent of its case's sweep, and the stage that protects it."""
 
-    stage: Literal["learn_mask", "random_freeze"]
+    stage: Literal["learn_mask", "random_freeze", "uce", "imma"]
 
 
 class Finetuning(Block):
@@ -320,6 +326,27 @@ class Mask(Block):
         return {**MASK_PRESETS[self.preset], **{k: v for k, v in own.items() if v is not None}}
 
 
+class UCE(Block):
+    """Closed-form erasing (METHOD, section 4)."""
+
+    erase_scale: Annotated[float, Field(ge=0)] = 1.0
+    ridge: PositiveFloat = 0.5
+    preserve: list[str] = []
+    """Prompts to keep, besides the empty one of reading A."""
+
+
+class IMMA(Block):
+    """Immunising (METHOD, section 4)."""
+
+    steps: Positive
+    batch_size: Positive
+    inner_lr: PositiveFloat
+    outer_lr: PositiveFloat
+    attn_scope: Literal["all", "cross"] = "all"
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    max_grad_norm: PositiveFloat = 1.0
+
+
 class Generate(Block):
     steps: Positive
     guidance_scale: Annotated[float, Field(ge=1)]
@@ -349,9 +376,11 @@ class Params(Block):
     cells: dict[str, Cell]
     """Every case x arm, spelt out for dvc.yaml; `freezeasguard cells` writes it."""
     sweep_cells: dict[str, SweepCell]
-    """The arms among them at the percents of a sweep, which have a protection stage each."""
+    """Those of the baselines and of the percents of a sweep, which have a protection stage each."""
     relearn: Relearn
     mask: Mask
+    uce: UCE
+    imma: IMMA
     adapt: Adapt
     generate: Generate
     score: Score
@@ -389,7 +418,12 @@ def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
     cells: dict[str, Any] = {}
     swept: dict[str, Any] = {}
     for name, case in cases.items():
-        for arm in ARMS:
+        for arm in ("pretrained", "full"):
+            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
+        for arm in (arm for arm in BASELINES if arm in case.baselines):
+            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
+            swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=BASELINES[arm])
+        for arm in ("freezeasguard", "random"):
             cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
         for percent in case.sweep:
             for method, stage in (("freezeasguard", "learn_mask"), ("random", "random_freeze")):

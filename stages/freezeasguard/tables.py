@@ -91,9 +91,17 @@ def paper_value(table: int | None, arm: str, rho: float, side: str, metric: str)
 
 def arm_label(arm: str, rho: float) -> str:
     method = arm.partition("-")[0]
-    names = {"pretrained": "Pre-trained model", "full": "Full FT", "uce": "UCE", "imma": "IMMA"}
+    names = {
+        "pretrained": "Pre-trained model",
+        "full": "Full FT",
+        "uce": "UCE",
+        "uce-b": "UCE, reading B",
+        "imma": "IMMA",
+    }
     short = {"freezeasguard": "FG", "random": "R"}
-    return names[arm] if arm in names else f"{short[method]}-{100 * rho:g}%"
+    if method in short:
+        return f"{short[method]}-{100 * rho:g}%"
+    return names[arm]
 
 
 def read_scores(reports: Path, case: str, arm: str) -> dict[str, Any]:

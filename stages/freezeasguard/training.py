@@ -72,6 +72,33 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
+def drawn_loss(
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    flip: bool = True,
+) -> Tensor:
+    """The mean denoising loss of a drawn batch at drawn timesteps and noise."""
+    device = next(unet.parameters()).device
+    latents, text = data.sample(batch_size, generator, flip=flip)
+    timesteps, noise = draw_noise(latents, schedule.n_timesteps, generator)
+    moved = [x.to(device) for x in (latents, text, timesteps, noise)]
+    return denoising_loss(unet, schedule, *moved).mean()
+
+
+def optimizer_step(
+    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_grad_norm: float
+) -> None:
+    """One step down `loss`, its gradient clipped by global norm."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+
+
 def finetune(
     unet: torch.nn.Module,
     schedule: NoiseSchedule,
@@ -93,7 +120,6 @@ def finetune(
         return []
     parameters = list(trainable.values())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)
-    device = parameters[0].device
     losses: list[float] = []
     if checkpoint and (state := checkpoint.load()):
         with torch.no_grad():
@@ -105,17 +131,10 @@ def finetune(
     unet.train()
     bar = tqdm(range(len(losses), config.steps), initial=len(losses), total=config.steps, desc=description)
     for step in bar:
-        latents, text = data.sample(config.batch_size, generator, flip=config.flip)
-        timesteps, noise = draw_noise(latents, schedule.n_timesteps, generator)
-        loss = denoising_loss(
-            unet, schedule, latents.to(device), text.to(device), timesteps.to(device), noise.to(device)
-        ).mean()
+        loss = drawn_loss(unet, schedule, data, config.batch_size, generator, flip=config.flip)
         if not torch.isfinite(loss):
             raise FreezeAsGuardError(f"{description}: the loss is {loss.item()} at step {step}; lower its lr")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        optimizer.step()
+        optimizer_step(loss, optimizer, parameters, config.max_grad_norm)
         losses.append(loss.item())
         if step % 10 == 0:
             bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.4f}")
