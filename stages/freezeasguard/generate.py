@@ -26,7 +26,8 @@ def prompt_table(data: CaseData, side: str, config: Generate) -> pd.DataFrame:
     pieces = [data.rows(side, [part]).groupby("class", sort=True).head(n) for part, n in wanted.items() if n]
     prompts = pd.concat(pieces)
     table = prompts.loc[prompts.index.repeat(config.images_per_prompt)].reset_index(names="reference_row")
-    table["image"] = table.groupby("reference_row").cumcount()
+    # Counted over the caption: two rows of one caption would otherwise share their noise, and be one image.
+    table["image"] = table.groupby("caption").cumcount()
     table["file"] = [
         f"{side}/{row:05d}-{image:03d}.png" for row, image in zip(table["reference_row"], table["image"], strict=True)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,9 @@ from freezeasguard.files import write_atomically
 LISTINGS = Path("data/cases")
 MIN_IMAGES = 10
 """A class: fewer leave nothing to learn a mask from, to adapt on, and to hold out."""
+
+MIN_GENERATED = 60
+"""A side: scores of fewer generated images say little. A case with few classes gets more images a prompt."""
 
 
 def images_by_class(root: Path, side: str) -> dict[str, list[Path]]:
@@ -71,6 +75,8 @@ def add_case(
         "models": models,
         "cases": {name: case} if only else {**values["cases"], name: case},
     }
+    if only:
+        changed["generate"] = _enough_images(values["generate"], min(map(len, sides.values())))
     _write_listing(listing, sides)
     before = path.read_text()
     try:
@@ -81,6 +87,12 @@ def add_case(
         path.write_text(before)
         raise
     return {side: sum(map(len, classes.values())) for side, classes in sides.items()}
+
+
+def _enough_images(generate: dict[str, Any], n_classes: int) -> dict[str, Any]:
+    """The block with images_per_prompt raised until a side of `n_classes` has MIN_GENERATED images."""
+    per_image = (generate["prompts_per_class"] + generate["held_out_prompts_per_class"]) * n_classes
+    return {**generate, "images_per_prompt": max(generate["images_per_prompt"], math.ceil(MIN_GENERATED / per_image))}
 
 
 def _model_entry(models: dict[str, Any], case: str, model: str, revision: str | None) -> tuple[dict[str, Any], str]:

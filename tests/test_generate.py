@@ -1,0 +1,58 @@
+"""Which images are generated: enough of them, and no two the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import torch
+import yaml
+
+from freezeasguard.config import Generate, load_params, profile_text
+from freezeasguard.data.latents import CaseData
+from freezeasguard.generate import prompt_table
+from freezeasguard.new_case import add_case
+from freezeasguard.sampling import image_seed
+
+CONFIG = Generate(
+    steps=2, guidance_scale=2, prompts_per_class=2, held_out_prompts_per_class=1, images_per_prompt=2, batch_size=2
+)
+
+
+def case_data(captions: list[str]) -> CaseData:
+    parts = ["adaptation", "adaptation", "held_out", "mask_learning"]
+    rows = [
+        {"row": i, "side": "illegal", "class": "a", "subject": "A", "part": part, "path": "", "caption": caption}
+        for i, (part, caption) in enumerate(zip(parts, captions, strict=True))
+    ]
+    return CaseData(pd.DataFrame(rows), torch.zeros(4, 2, 1, 2, 2), torch.zeros(4, 2, 2), torch.zeros(2, 2))
+
+
+def test_rows_of_one_caption_never_share_their_noise() -> None:
+    for captions in (["a photo of A"] * 4, ["a photo of A", "A waves", "a photo of A", "A"], list("wxyz")):
+        table = prompt_table(case_data(captions), "illegal", CONFIG)
+        seeds = {image_seed(prompt, image, 0) for prompt, image in zip(table["caption"], table["image"], strict=True)}
+        assert len(table) == len(seeds) == table["file"].nunique() == 6
+        assert sorted(table["reference_row"].unique()) == [0, 1, 2]  # nothing that the mask was learned from
+
+
+def test_distinct_captions_start_at_image_zero() -> None:
+    table = prompt_table(case_data(list("wxyz")), "illegal", CONFIG)
+    assert table["image"].tolist() == [0, 1] * 3
+
+
+def test_a_case_of_few_classes_gets_more_images_a_prompt(tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    for side in ("illegal", "legal"):
+        (tmp_path / side).mkdir()
+        for i in range(10):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / side / f"{i}.png")
+    Path("params.yaml").write_text(profile_text("tiny"))
+    before = yaml.safe_load(Path("params.yaml").read_text())["generate"]
+    add_case("mine", {side: tmp_path / side for side in ("illegal", "legal")}, "tiny-1.5", None, 64, True)
+    after = load_params(Path("params.yaml")).generate
+    prompts = after.prompts_per_class + after.held_out_prompts_per_class
+    assert before["images_per_prompt"] == 1 and after.images_per_prompt * prompts >= 60
+    assert after.steps == before["steps"] and after.prompts_per_class == before["prompts_per_class"]
