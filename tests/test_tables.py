@@ -59,3 +59,8 @@ def test_paper_values_stand_where_the_paper_prints_them() -> None:
     assert paper_value(2, "random-10", 0.1, "legal", "fn_l") == "0.431"
     assert paper_value(2, "pretrained", 0.0, "legal", "fid") == "164.8"
     assert paper_value(2, "freezeasguard", 0.35, "illegal", "fn_l") == ""
+
+
+def test_the_papers_uce_is_reading_a() -> None:
+    assert paper_value(2, "uce", 0.0, "illegal", "fn_l") == "0.445"
+    assert paper_value(2, "uce-b", 0.0, "illegal", "fn_l") == ""

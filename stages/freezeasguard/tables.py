@@ -80,7 +80,8 @@ def table_name(case_name: str, table: int | None) -> str:
 
 def paper_value(table: int | None, arm: str, rho: float, side: str, metric: str) -> str:
     """The printed number, or "" where the paper has none for this arm and freeze ratio."""
-    method = arm.partition("-")[0]
+    # The paper's UCE is reading A; reading B, uce-b, names no method of its table.
+    method = arm if arm == "uce-b" else arm.partition("-")[0]
     for row in paper_values():
         same_ratio = row["freeze_ratio"] == "" or abs(float(row["freeze_ratio"]) - rho) < 1e-9
         same_side = row["side"] in (side, "")
