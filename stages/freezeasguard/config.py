@@ -407,10 +407,16 @@ class Params(Block):
 
     def arm_rho(self, arm: str) -> float:
         """The freeze ratio of an arm: its own percent, else the headline rho; 0 where nothing freezes."""
-        method, _, percent = arm.partition("-")
+        method, percent = split_arm(arm)
         if method not in ("freezeasguard", "random"):
             return 0.0
-        return int(percent) / 100 if percent else self.rho
+        return self.rho if percent is None else percent / 100
+
+
+def split_arm(arm: str) -> tuple[str, int | None]:
+    """The method of an arm and its own percent: "random-10" -> ("random", 10), "uce-b" -> ("uce-b", None)."""
+    method, _, percent = arm.rpartition("-")
+    return (method, int(percent)) if percent.isdecimal() else (arm, None)
 
 
 def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:

