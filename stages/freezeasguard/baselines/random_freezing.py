@@ -43,19 +43,23 @@ def random_frozen_by_parameters(
 ) -> frozenset[str]:
     """Random whole tensors that hold as near as possible to `share` of all single weights.
 
-    The tensors are walked in a random order; each is frozen if that brings the frozen share strictly nearer to
-    `share`, else it is passed over. So no tensor could be added to the result to bring it nearer, and it misses
-    by at most half the smallest tensor left out (or, past the mark, half the last one taken). Towards the end
-    of the walk large tensors no longer fit: each is frozen a little less often than its share of the names.
+    The tensors are walked in a random order, and each that still fits under the share is frozen; at last the
+    smallest one left out (the first of them in that order) is frozen too, if that ends nearer. So no tensor could
+    be added to come nearer, and the share is missed by at most half the smallest tensor left out. Towards the end
+    of the walk large tensors no longer fit: each is frozen a little less often than a small one.
     """
     sizes = {name: n_units(shape, "element") for name, shape in shapes.items()}
-    wanted = check_freeze_ratio(share) * sum(sizes.values())
+    room = check_freeze_ratio(share) * sum(sizes.values())
     ordered = sorted(sizes)
     frozen: set[str] = set()
-    total = 0
+    left_out: list[str] = []
     for i in torch.randperm(len(ordered), generator=generator).tolist():
         name = ordered[i]
-        if abs(total + sizes[name] - wanted) < abs(total - wanted):
+        if sizes[name] <= room:
             frozen.add(name)
-            total += sizes[name]
+            room -= sizes[name]
+        else:
+            left_out.append(name)
+    if left_out and sizes[smallest := min(left_out, key=sizes.__getitem__)] - room < room:
+        frozen.add(smallest)
     return frozenset(frozen)
