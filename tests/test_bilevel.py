@@ -128,26 +128,31 @@ class Tape:
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         lr = self.learner.config.user_lr
         if self.learner.config.user_optimizer == "adamw":
-            self.adamw_step(user, gradients)
+            self.adamw_step(user, gradients, self.masks(torch.sigmoid(logits / self.learner.config.temperature)))
             return float(loss.detach())
         self.finetuned[user] = {
             name: (leaf - lr * g).detach() for (name, leaf), g in zip(leaves.items(), gradients, strict=True)
         }
         return float(loss.detach())
 
-    def adamw_step(self, user: int, gradients: Sequence[Tensor]) -> None:
-        """torch's own AdamW on theta_ft, kept from step to step."""
-        parameters, optimizer = self.optimizers.setdefault(
-            user,
-            (
-                ps := [torch.nn.Parameter(t.detach().clone()) for t in self.finetuned[user].values()],
-                torch.optim.AdamW(ps, lr=self.learner.config.user_lr, weight_decay=1e-2),
-            ),
-        )
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+    def adamw_step(self, user: int, gradients: Sequence[Tensor], masks: Weights) -> None:
+        """torch's own AdamW on theta_ft, kept from step to step; of its move the share 1 - m is made."""
+        weights = self.finetuned[user]
+        if user not in self.optimizers:
+            parameters = [torch.nn.Parameter(t.detach().clone()) for t in weights.values()]
+            self.optimizers[user] = torch.optim.AdamW(parameters, lr=self.learner.config.user_lr, weight_decay=1e-2)
+        optimizer = self.optimizers[user]
+        with torch.no_grad():
+            for p, (name, weight), g in zip(
+                optimizer.param_groups[0]["params"], weights.items(), gradients, strict=True
+            ):
+                p.copy_(weight)
+                p.grad = g / (1 - masks[name])  # autograd's gradient in theta_ft holds the factor 1 - m already
         optimizer.step()
-        self.finetuned[user] = {n: p.detach().clone() for n, p in zip(self.finetuned[user], parameters, strict=True)}
+        self.finetuned[user] = {
+            name: (weight + (1 - masks[name]) * (p - weight)).detach()
+            for (name, weight), p in zip(weights.items(), optimizer.param_groups[0]["params"], strict=True)
+        }
 
     def mask_step(self, logits: Tensor) -> Tensor:
         """Plain gradient descent on the logits: eta_1 on Eq. 5, c on Eq. 6."""
@@ -828,7 +833,7 @@ def test_where_m_is_1_an_adamw_user_moves_nothing(frozen: list[bool]) -> None:
     m = torch.tensor(frozen).float()[:, None]
     user = SimulatedUser.start(SIDES, {"w": before}, {"w": after}, {"w": m})
     start = {"mixed": user.mixed["w"].clone(), "delta": user.delta["w"].clone()}
-    user.moments[0]["w"], user.moments[1]["w"] = torch.ones(2, 3), torch.ones(2, 3)  # from before it was frozen
+    user.moments[0]["w"], user.moments[1]["w"] = torch.ones(2, 3), torch.ones(2, 3)  # of earlier steps
     for _ in range(3):
         user.n_steps += 1
         user.adamw_update(["w"], [torch.randn(2, 3, generator=generator)], [1 - m], 0.1)

@@ -143,13 +143,14 @@ class SimulatedUser:
         self._move_finetuned(names, gradients, trainable)
 
     def adamw_update(self, names: list[str], gradients: list[Tensor], trainable: Factors, lr: float) -> None:
-        """One AdamW step of the user on theta_ft, whose gradient is g (1 - m); consumes `gradients`.
+        """One step of a user of AdamW whose rate is lr (1 - m); consumes `gradients`. `n_steps` counts this step.
 
-        theta_ft -= lr (mean_g / (sqrt(mean_g2) + eps) + decay theta_ft), as `torch.optim.AdamW` moves it;
-        where m = 1 nothing moves, as no optimiser ever sees a frozen weight. `n_steps` counts this step already.
+        theta_ft -= (1 - m) step,  step = lr (mean_g / (sqrt(mean_g2) + eps) + decay theta_ft): where m = 0 this is
+        `torch.optim.AdamW`, where m = 1 nothing moves. The plain step of the gradient g (1 - m) would not do: AdamW
+        forgets its scale, so that weights which are all but frozen would run at the full rate, unseen by the loss
+        at the mixed weights, until theta_ft were no fine-tuned model any more.
         """
         trainable = _beside(trainable, gradients)
-        torch._foreach_mul_(gradients, trainable)
         first, second = self._moments(names, gradients)
         torch._foreach_lerp_(first, gradients, 1 - BETAS[0])
         torch._foreach_mul_(second, BETAS[1])
@@ -157,11 +158,11 @@ class SimulatedUser:
         root = torch._foreach_sqrt(second)
         torch._foreach_div_(root, (1 - BETAS[1] ** self.n_steps) ** 0.5)
         torch._foreach_add_(root, EPS)
-        step = torch._foreach_div(first, root)
+        step = list(torch._foreach_div(first, root))
         torch._foreach_mul_(step, lr / (1 - BETAS[0] ** self.n_steps))
         torch._foreach_add_(step, self._finetuned(names, trainable), alpha=lr * WEIGHT_DECAY)
-        torch._foreach_mul_(step, [(t > 0) * 1.0 for t in trainable])
-        self._move_finetuned(names, list(step), trainable)
+        torch._foreach_mul_(step, trainable)
+        self._move_finetuned(names, step, trainable)
 
     def _moments(self, names: list[str], like: list[Tensor]) -> list[list[Tensor]]:
         """The running means of g and of g^2, zero at the start."""
