@@ -14,10 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
+from freezeasguard.scores import EMBEDDED_SCORES, OTHER_SCORES, SCORES
 
 PARAMS = Path("params.yaml")
 BASELINES = {"uce": "uce", "uce-b": "uce", "imma": "imma"}
 """Arms that a case may ask for beside the headline's four, and the stage that protects each."""
+ERASERS = ("uce", "uce-b")
+BEFORE = "-before"
+"""Ends the name of an eraser's arm whose users have not trained: its gate, before any fine-tuning."""
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -166,6 +170,18 @@ class Domain(Block):
     """A class; where it has fewer than 1.5 times as many images, half of them (paper, App. E)."""
     held_out_images: Positive = 4
     """A class; taken from the adaptation half and never trained on: their captions are the held-out prompts."""
+    scores: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names out of `scores.SCORES`, the first being the one a table argues with; null: the source's own."""
+
+    def score_names(self) -> tuple[str, ...]:
+        """What images of this domain are scored with, in the order of the table's columns."""
+        return tuple(self.scores) if self.scores else EMBEDDED_SCORES.get(self.source, OTHER_SCORES)
+
+    @model_validator(mode="after")
+    def _scores_are_known(self) -> Domain:
+        if unknown := sorted(set(self.scores or ()) - set(SCORES)):
+            raise ValueError(f"there is no score {unknown[0]!r}; choose from {', '.join(SCORES)}")
+        return self
 
     @model_validator(mode="after")
     def _source_is_described(self) -> Domain:
@@ -207,6 +223,8 @@ class Case(Block):
     """What UCE erases; the illegal classes' subjects where the list is empty."""
     guide: str = " "
     """What UCE makes the concepts mean: "celebrity" for people, "art" for artists (paper's authors)."""
+    adapt_steps: Positive | None = None
+    """Of this case's users; null: adapt.steps. The paper trains longer on explicit content."""
     sweep: list[Annotated[int, Field(ge=0, le=100)]] = []
     """Further freeze percents, each with a freezeasguard and a random arm."""
 
@@ -214,11 +232,17 @@ class Case(Block):
 class Cell(Block):
     case: str
     arm: str
+    protected: str
+    """The protected model that the arm's users start from; another arm's, where this one does not train."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Of its users; null: adapt.steps."""
 
 
-class SweepCell(Cell):
+class SweepCell(Block):
     """A baseline, or an arm at a percent of its case's sweep, and the stage that protects it."""
 
+    case: str
+    arm: str
     stage: Literal["learn_mask", "random_freeze", "uce", "imma"]
 
 
@@ -358,7 +382,23 @@ class Generate(Block):
 
 
 class Score(Block):
+    """How images are scored; the files are of the paper's own scores, which `domains.<name>.scores` asks for."""
+
     bootstrap_resamples: Positive
+    face_detector: str = "retinaface"
+    """DeepFace's detector backend."""
+    nudenet_weights: Path | None = None
+    """`640m.onnx`; null: the network that NudeNet ships."""
+    nudenet_px: Positive = 320
+    nudenet_threshold: Annotated[float, Field(ge=0.25, le=1)] = 0.25
+    csd_weights: Path | None = None
+    inception_weights: Path | None = None
+    topiq_weights: Path | None = None
+    clip_folder: Path | None = None
+    """A CLIP in transformers' layout, e.g. openai/clip-vit-base-patch16."""
+    kid_subset_size: Positive = 1000
+    """At most; half of the smaller set where that is less."""
+    kid_subsets: Annotated[int, Field(ge=2)] = 100
 
 
 class Params(Block):
@@ -405,6 +445,13 @@ class Params(Block):
         """The arms of a case in the order of its table."""
         return [cell.arm for cell in self.cells.values() if cell.case == case]
 
+    def protected(self, case: str, arm: str) -> Path:
+        """The folder of the arm's protected model, below data/protected."""
+        return Path(case) / self.cells[f"{case}-{arm}"].protected
+
+    def domain_of(self, case: str) -> Domain:
+        return self.domains[self.cases[case].domain]
+
     def arm_rho(self, arm: str) -> float:
         """The freeze ratio of an arm: its own percent, else the headline rho; 0 where nothing freezes."""
         method, percent = split_arm(arm)
@@ -424,18 +471,23 @@ def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
     cells: dict[str, Any] = {}
     swept: dict[str, Any] = {}
     for name, case in cases.items():
-        for arm in ("pretrained", "full"):
-            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
-        for arm in (arm for arm in BASELINES if arm in case.baselines):
-            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
-            swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=BASELINES[arm])
-        for arm in ("freezeasguard", "random"):
-            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
-        for percent in case.sweep:
-            for method, stage in (("freezeasguard", "learn_mask"), ("random", "random_freeze")):
-                arm = f"{method}-{percent}"
-                cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
+
+        def add(arm: str, stage: Any = None, name: str = name, steps: int | None = case.adapt_steps) -> None:
+            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm, protected=arm, steps=steps)
+            if stage:
                 swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=stage)
+
+        cells[f"{name}-pretrained"] = Cell(case=name, arm="pretrained", protected="full", steps=0)
+        for arm in (arm for arm in ERASERS if arm in case.baselines):
+            cells[f"{name}-{arm}{BEFORE}"] = Cell(case=name, arm=f"{arm}{BEFORE}", protected=arm, steps=0)
+        add("full")
+        for arm in (arm for arm in BASELINES if arm in case.baselines):
+            add(arm, stage=BASELINES[arm])
+        add("freezeasguard")
+        add("random")
+        for percent in case.sweep:
+            add(f"freezeasguard-{percent}", stage="learn_mask")
+            add(f"random-{percent}", stage="random_freeze")
     return {"cells": cells, "sweep_cells": swept}
 
 
