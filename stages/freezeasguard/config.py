@@ -164,7 +164,7 @@ class Domain(Block):
     explicit: bool = False
     """Explicit material: needs allow_explicit, and is blurred wherever a report shows it."""
     images_per_class: Positive = 60
-    """Of the embedded sources; the ORL photographs are 10 a person and 400 in all."""
+    """Of the embedded sources; the ORL photographs are 10 a person and 200 in all."""
     size_px: Positive = 64
     mask_learning_images: Positive = 100
     """A class; where it has fewer than 1.5 times as many images, half of them (paper, App. E)."""
