@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from conftest import ToyDenoiser
 from freezeasguard import files, protected
 from freezeasguard.diffusion import model_hash, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.protected import Protected, load_tensors, read_protected, read_protected_file, write_protected
+from freezeasguard.protected import (
+    Protected,
+    load_tensors,
+    mask_sizes,
+    read_protected,
+    read_protected_file,
+    write_protected,
+)
 
 MASK = Protected("freezeasguard", frozenset({"weight", "gain"}), {}, {"rho": 0.3, "seed": 1}, {"overlap": 0.31})
 
@@ -140,6 +148,165 @@ def test_loading_refuses_unknown_names_and_other_shapes_before_it_copies(toy: To
     assert toy.gain.item() != 9
     with pytest.raises(FreezeAsGuardError, match=r"bias is \(1,\), the model's \(4,\)"):
         load_tensors(toy, {"bias": torch.ones(1)})  # copy_ alone would broadcast it
+
+
+# --- rows and weights -----------------------------------------------------------------------------
+
+ROWS = {"text": torch.arange(8) % 3 == 0, "bias": torch.tensor([True, False, False, True])}
+PARTS = {
+    "row": Protected("x", frozenset({"weight"}), granularity="row", frozen_units=ROWS),
+    "element": Protected(
+        "x",
+        granularity="element",
+        frozen_units={"weight": torch.arange(16) % 5 == 0, "bias": torch.ones(4).bool(), "time": torch.arange(4) > 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("granularity", PARTS)
+def test_rows_and_weights_come_back_from_disk(granularity: str, tmp_path: Path, toy: ToyDenoiser) -> None:
+    mask = PARTS[granularity]
+    write(tmp_path / "p", mask, toy)
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["mask.safetensors", "protected.json"]
+    read = read_protected(tmp_path / "p", ToyDenoiser())
+    assert (read.granularity, read.frozen) == (granularity, mask.frozen)
+    assert list(read.frozen_units) == list(mask.frozen_units)
+    assert all(torch.equal(read.frozen_units[name], units) for name, units in mask.frozen_units.items())
+
+
+def test_what_the_file_says_of_rows(tmp_path: Path, toy: ToyDenoiser) -> None:
+    write(tmp_path / "p", PARTS["row"], toy)
+    content = read_protected_file(tmp_path / "p")
+    assert (content["format"], content["granularity"], content["frozen"]) == (2, "row", {"weight": [4, 4]})
+    assert content["frozen_units"] == {
+        "bias": {"shape": [4], "n_units": 4, "n_frozen": 2},
+        "text": {"shape": [8, 4], "n_units": 8, "n_frozen": 3},
+    }
+    assert {n: t.tolist() for n, t in load_file(tmp_path / "p" / "mask.safetensors").items()} == {
+        "bias": [0b1001],
+        "text": [0b1001001],
+    }
+
+
+def test_units_frozen_whole_become_names() -> None:
+    assert PARTS["element"].frozen == {"bias"} and list(PARTS["element"].frozen_units) == ["time", "weight"]
+    by_tensor = Protected("x", frozen_units={"weight": torch.ones(1).bool(), "bias": torch.zeros(1).bool()})
+    assert by_tensor == Protected("x", frozenset({"weight"}))
+    with pytest.raises(FreezeAsGuardError, match="granularity is 'column'; use tensor, row, element"):
+        Protected("x", granularity="column")
+
+
+def test_a_row_mask_may_freeze_no_tensor_in_part(tmp_path: Path, toy: ToyDenoiser) -> None:
+    whole = Protected(
+        "x", frozen_units={"bias": torch.ones(4).bool(), "time": torch.zeros(4).bool()}, granularity="row"
+    )
+    write(tmp_path / "p", whole, toy)
+    assert [p.name for p in (tmp_path / "p").iterdir()] == ["protected.json"]
+    assert read_protected(tmp_path / "p", toy) == whole == Protected("x", frozenset({"bias"}), granularity="row")
+
+
+def test_a_tensor_mask_is_written_as_it_always_was(tmp_path: Path, toy: ToyDenoiser) -> None:
+    write(tmp_path / "p", MASK, toy)
+    expected = {
+        "format": 1,
+        "method": "freezeasguard",
+        "model_sha256": model_hash(named_tensors(toy)),
+        "n_tensors": 7,
+        "frozen": {"gain": [], "weight": [4, 4]},
+        "edited": {},
+        "settings": {"rho": 0.3, "seed": 1},
+        "diagnostics": {"overlap": 0.31},
+    }
+    text = json.dumps(expected, indent=1, sort_keys=True) + "\n"
+    assert (tmp_path / "p" / "protected.json").read_text() == text
+
+
+def test_the_bytes_of_a_mask_are_its_lines_and_its_file(tmp_path: Path, toy: ToyDenoiser) -> None:
+    shapes = {name: list(tensor.shape) for name, tensor in named_tensors(toy).items()}
+    write(tmp_path / "p", PARTS["row"], toy)
+    size = (tmp_path / "p" / "mask.safetensors").stat().st_size
+    content = read_protected_file(tmp_path / "p")
+    lines = {key: content[key] for key in ("frozen", "frozen_units", "granularity")}
+    sizes = mask_sizes(PARTS["row"], shapes)
+    assert sizes["mask_bytes"] == size + len(json.dumps(lines, indent=1, sort_keys=True))
+    assert (sizes["n_units"], sizes["n_frozen"]) == (23, 3 + 2 + 4)
+    assert mask_sizes(MASK, shapes)["mask_bytes"] == len(
+        json.dumps({"frozen": {"gain": [], "weight": [4, 4]}}, indent=1, sort_keys=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({"bias": [0b1001]}, r"p/mask.safetensors and protected.json name different tensors, e.g. text"),
+        ({"bias": [9], "text": [73], "time": [1]}, r"p/mask.safetensors and .* different tensors, e.g. time"),
+        ({"bias": [9], "text": [73, 0]}, r"p/mask.safetensors: text has 2 bytes of mask .* for 8 units, which need 1"),
+        ({"bias": [9], "text": []}, r"p/mask.safetensors: text has 0 bytes of mask"),
+        ({"bias": [9], "text": [[73]]}, r"p/mask.safetensors: text has 1 bytes of mask"),
+        ({"bias": [9], "text": [72]}, r"p/mask.safetensors: text has 2 frozen units, protected.json says 3"),
+    ],
+)
+def test_a_mask_file_of_other_content_is_refused(
+    tensors: dict[str, Any], said: str, tmp_path: Path, toy: ToyDenoiser
+) -> None:
+    write(tmp_path / "p", PARTS["row"], toy)
+    content = {name: torch.tensor(values, dtype=torch.uint8) for name, values in tensors.items()}
+    save_file(content, tmp_path / "p" / "mask.safetensors")
+    with pytest.raises(FreezeAsGuardError, match=said + ".*run the protection stage again"):
+        read_protected(tmp_path / "p", toy)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_torn_or_missing_mask_file_is_refused(share: float, tmp_path: Path, toy: ToyDenoiser) -> None:
+    write(tmp_path / "p", PARTS["row"], toy)
+    path = tmp_path / "p" / "mask.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(FreezeAsGuardError, match=r"p/mask.safetensors is torn .*run the protection stage again"):
+        read_protected(tmp_path / "p", toy)
+    path.unlink()
+    with pytest.raises(FreezeAsGuardError, match=r"p/mask.safetensors is missing; run the protection stage"):
+        read_protected(tmp_path / "p", toy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frozen_units": {"nope": {"shape": [8], "n_units": 8, "n_frozen": 1}}}, "lacks, e.g. nope"),
+        (
+            {"frozen_units": {"text": {"shape": [9, 4], "n_units": 9, "n_frozen": 3}}},
+            r"p/protected.json: text is \[9, 4\] in the mask and \[8, 4\] in the model",
+        ),
+        (
+            {"frozen_units": {"text": {"shape": [8, 4], "n_units": 7, "n_frozen": 3}}},
+            r"p/protected.json: text has 7 units, a tensor of shape \[8, 4\] has 8 at granularity 'row'",
+        ),
+        ({"granularity": "element"}, r"text has 8 units, .* has 32 at granularity 'element'"),
+        ({"granularity": "tensor"}, r"p/protected.json has granularity 'tensor', which format 2 does not know"),
+        ({"granularity": "column"}, r"p/protected.json has granularity 'column'"),
+        ({"format": 1}, r"p/protected.json has granularity 'row', which format 1 does not know"),
+        ({"model_sha256": "0" * 64}, "same shapes, other weights"),
+    ],
+)
+def test_rows_of_another_model_are_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path, toy: ToyDenoiser
+) -> None:
+    write(tmp_path / "p", PARTS["row"], toy)
+    rewrite(tmp_path / "p", **changes)
+    with pytest.raises(FreezeAsGuardError, match=said):
+        read_protected(tmp_path / "p", toy)
+
+
+@pytest.mark.parametrize(
+    ("units", "said"),
+    [({"nope": torch.arange(4) < 2}, "lacks, e.g. nope"), ({"text": torch.arange(9) < 2}, r"asks for bool \[8\]")],
+)
+def test_units_of_another_model_are_not_even_written(
+    units: dict[str, Tensor], said: str, tmp_path: Path, toy: ToyDenoiser
+) -> None:
+    with pytest.raises(FreezeAsGuardError, match=said):
+        write(tmp_path / "p", Protected("x", granularity="row", frozen_units=units), toy)
+    assert not list(tmp_path.iterdir())
 
 
 # --- the hash -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from freezeasguard.config import Finetuning, Params
 from freezeasguard.data.latents import FINETUNED_SIDES, SIDES, CaseData, LatentSet
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, named_tensors
 from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.granularity import mask_digest
 from freezeasguard.protected import Protected, load_tensors, read_protected
 from freezeasguard.training import (
     Checkpoint,
@@ -51,7 +52,8 @@ def adapt_and_save(
     published = {n: t.detach().clone() for n, t in named_tensors(load_unet(model)).items()}
     unet.to(device)
     schedule = NoiseSchedule.of(load_scheduler(model))
-    identity = finetune_identity(config, seed=seed, frozen=sorted(protected.frozen), data=_fingerprint(data))
+    mask = mask_digest(protected.frozen, protected.frozen_units, protected.granularity)
+    identity = finetune_identity(config, seed=seed, mask=mask, data=_fingerprint(data))
     checkpoint = Checkpoint(CHECKPOINTS / f"{checkpoint_name}.pt", identity)
     losses = finetune(
         unet,
@@ -59,6 +61,8 @@ def adapt_and_save(
         data,
         config,
         frozen=protected.frozen,
+        frozen_units=protected.frozen_units,
+        granularity=protected.granularity,
         generator=torch.Generator().manual_seed(seed),
         checkpoint=checkpoint,
         description=f"fine-tuning {checkpoint_name}",

@@ -6,14 +6,15 @@ kept by tensor name: [1] for a tensor, [out_channels] for rows, [numel] for weig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.mask import n_frozen
+from freezeasguard.mask import check_names, n_frozen
 
 Granularity = Literal["tensor", "row", "element"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
@@ -88,6 +89,65 @@ def unpack_bits(packed: Tensor, n: int) -> Tensor:
     """The n units that `pack_bits` stored."""
     import numpy as np
 
-    if len(packed) != (n + 7) // 8:
-        raise FreezeAsGuardError(f"{len(packed)} bytes of mask for {n} units, which need {(n + 7) // 8}")
+    if packed.dtype != torch.uint8 or tuple(packed.shape) != ((n + 7) // 8,):
+        raise FreezeAsGuardError(
+            f"{packed.numel()} bytes of mask ({packed.dtype}) for {n} units, which need {(n + 7) // 8} (uint8)"
+        )
     return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), count=n, bitorder="little")).bool()
+
+
+# --- masks by name ---------------------------------------------------------------------------------
+
+
+def check_units(units: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], granularity: str) -> None:
+    """Refuse a mask whose names or numbers of units are not those of the network with these shapes."""
+    check_granularity(granularity)
+    check_names(units, shapes)
+    for name, chosen in units.items():
+        expected = n_units(shapes[name], granularity)
+        if chosen.dtype != torch.bool or tuple(chosen.shape) != (expected,):
+            raise FreezeAsGuardError(
+                f"the mask of {name} is {chosen.dtype} {list(chosen.shape)}; granularity {granularity!r} asks for "
+                f"bool [{expected}], as the tensor is {list(shapes[name])}"
+            )
+
+
+def normal_form(
+    frozen: Collection[str], frozen_units: Mapping[str, Tensor]
+) -> tuple[frozenset[str], dict[str, Tensor]]:
+    """The names of the tensors frozen whole, and the units [n_units] of those frozen in part, by sorted name.
+
+    Each mask has one such form: units that are all frozen become a name, units of which none is frozen go.
+    """
+    if twice := sorted(set(frozen) & frozen_units.keys()):
+        raise FreezeAsGuardError(f"the mask freezes {twice[0]} whole and in part; name it once")
+    whole = {name for name, units in frozen_units.items() if units.all()}
+    parts = {name: units for name, units in sorted(frozen_units.items()) if units.any() and name not in whole}
+    return frozenset(frozen) | whole, parts
+
+
+def mask_digest(frozen: Collection[str], frozen_units: Mapping[str, Tensor], granularity: str) -> str:
+    """SHA-256 of a mask; equal for equal masks, however they are written down."""
+    whole, parts = normal_form(frozen, frozen_units)
+    digest = hashlib.sha256("\n".join(sorted(whole)).encode())
+    for name, units in parts.items():
+        digest.update(f"\n{granularity} {name} {len(units)} ".encode() + pack_bits(units).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def mask_counts(
+    frozen: Collection[str],
+    frozen_units: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    granularity: str,
+) -> dict[str, int | float]:
+    """`n_units` of the network, `n_frozen` of them, and the `share_of_parameters_frozen`: of single weights."""
+    units = {name: n_units(shape, granularity) for name, shape in shapes.items()}
+    weights = {name: n_units(shape, "element") for name, shape in shapes.items()}
+    counts = {name: units[name] for name in frozen} | {n: int(part.sum()) for n, part in frozen_units.items()}
+    frozen_weights = sum(weights[name] // units[name] * count for name, count in counts.items())
+    return {
+        "n_units": sum(units.values()),
+        "n_frozen": sum(counts.values()),
+        "share_of_parameters_frozen": frozen_weights / sum(weights.values()),
+    }

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from freezeasguard.baselines.random_freezing import random_frozen
+from freezeasguard.baselines.random_freezing import random_frozen_by_parameters, random_frozen_units
 from freezeasguard.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
 from freezeasguard.config import Mask, Params
 from freezeasguard.data.latents import FINETUNED_SIDES, SIDES, CaseData
-from freezeasguard.diagnostics import frozen_share_of_parameters, mask_diagnostics
+from freezeasguard.diagnostics import mask_diagnostics
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.protected import Protected, write_protected
+from freezeasguard.protected import Protected, mask_sizes, write_protected
 from freezeasguard.workers import resolve_device, run_side_by_side
 
 
 def write_for(unet: torch.nn.Module, folder: Path, protected: Protected) -> None:
     """Write the folder for this UNet: its shapes, its hash."""
-    tensors = named_tensors(unet)
-    write_protected(folder, protected, {n: list(t.shape) for n, t in tensors.items()}, model_hash(tensors))
+    write_protected(folder, protected, tensor_shapes(unet), model_hash(named_tensors(unet)))
+
+
+def tensor_shapes(unet: torch.nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in named_tensors(unet).items()}
 
 
 def protect_nothing(unet: torch.nn.Module, folder: Path, method: str) -> None:
@@ -32,12 +36,32 @@ def protect_nothing(unet: torch.nn.Module, folder: Path, method: str) -> None:
     write_for(unet, folder, Protected(method, settings={"rho": 0.0}))
 
 
-def protect_randomly(unet: torch.nn.Module, folder: Path, rho: float, seed: int) -> None:
-    tensors = named_tensors(unet)
-    frozen = random_frozen(sorted(tensors), rho, torch.Generator().manual_seed(seed))
-    sizes = {name: tensor.numel() for name, tensor in tensors.items()}
-    diagnostics = {"share_of_parameters_frozen": frozen_share_of_parameters(frozen, sizes), "n_frozen": len(frozen)}
-    write_for(unet, folder, Protected("random", frozen, {}, {"rho": rho, "seed": seed}, diagnostics))
+def protect_randomly(
+    unet: torch.nn.Module,
+    folder: Path,
+    rho: float,
+    seed: int,
+    granularity: str = "tensor",
+    *,
+    by_parameters: bool = False,
+) -> None:
+    """Freeze drawn tensors, rows or weights.
+
+    rho is the share of the network's units; `by_parameters` freezes whole tensors up to that share of its single
+    weights (see `random_frozen_by_parameters`), the control of a mask that happens to freeze large tensors.
+    """
+    shapes = tensor_shapes(unet)
+    generator = torch.Generator().manual_seed(seed)
+    settings: dict[str, Any] = {"rho": rho, "seed": seed}
+    if by_parameters:
+        if granularity != "tensor":
+            raise FreezeAsGuardError(f"random freezing by parameters draws tensors, not granularity {granularity!r}")
+        frozen = random_frozen_by_parameters(shapes, rho, generator)
+        drawn = Protected("random", frozen, settings={**settings, "by": "parameters"})
+    else:
+        units = random_frozen_units(shapes, rho, granularity, generator)
+        drawn = Protected("random", settings=settings, granularity=granularity, frozen_units=units)
+    write_for(unet, folder, replace(drawn, diagnostics=mask_sizes(drawn, shapes)))
 
 
 def load_finetuned(folder: Path) -> dict[tuple[str, ...], Mapping[str, torch.Tensor]]:

@@ -15,7 +15,7 @@ from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import NoiseSchedule, denoising_loss, draw_noise, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
-from freezeasguard.mask import check_names
+from freezeasguard.freezing import Frozen
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,6 @@ class FinetuneConfig:
     max_grad_norm: float = 1.0
     flip: bool = True
     checkpoint_steps: int = 50
-
-
-def freeze(unet: torch.nn.Module, frozen: Collection[str]) -> dict[str, torch.nn.Parameter]:
-    """Freeze the tensors named and return the others, by sorted name.
-
-    A frozen tensor requires no gradient: autograd keeps no activation for it, stops early where nothing
-    before it trains, and no optimiser ever sees it.
-    """
-    parameters: dict[str, Any] = named_tensors(unet)
-    check_names(frozen, parameters.keys())
-    for name, parameter in parameters.items():
-        parameter.requires_grad_(name not in frozen)
-        parameter.grad = None
-    return {name: parameters[name] for name in sorted(parameters) if name not in frozen}
 
 
 class Checkpoint:
@@ -123,20 +109,41 @@ def finetune(
     config: FinetuneConfig,
     *,
     frozen: Collection[str] = (),
+    frozen_units: Mapping[str, Tensor] | None = None,
+    granularity: str = "tensor",
     generator: torch.Generator,
     checkpoint: Checkpoint | None = None,
     description: str = "fine-tuning",
 ) -> list[float]:
-    """Fine-tune in place, but for the frozen tensors; returns the loss of every step.
+    """Fine-tune in place, but for what is frozen; returns the loss of every step.
 
     A run that was killed goes on from its last checkpoint and ends bit for bit as if it had not been.
+
+    Args:
+        frozen: names of the tensors frozen whole.
+        frozen_units: bool [n_units] by name, of those frozen in part (see `Frozen`).
     """
-    trainable = freeze(unet, frozen)
-    if not trainable:
-        # rho = 1: there is nothing to train, and the model stays what it is.
-        return []
+    with Frozen(unet, frozen, frozen_units, granularity) as held:
+        if not held.trainable:
+            # rho = 1: there is nothing to train, and the model stays what it is.
+            return []
+        return _train(unet, schedule, data, config, held, generator, checkpoint, description)
+
+
+def _train(
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    config: FinetuneConfig,
+    held: Frozen,
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None,
+    description: str,
+) -> list[float]:
+    trainable = held.trainable
     parameters = list(trainable.values())
     optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)
+    held.guard(optimizer)
     losses: list[float] = []
     if checkpoint and (state := checkpoint.load()):
         with torch.no_grad():
