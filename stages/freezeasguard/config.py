@@ -227,6 +227,10 @@ class Case(Block):
     """Of this case's users; null: adapt.steps. The paper trains longer on explicit content."""
     sweep: list[Annotated[int, Field(ge=0, le=100)]] = []
     """Further freeze percents, each with a freezeasguard and a random arm."""
+    granularities: list[Literal["row", "element"]] = []
+    """Finer masks than the paper's tensors, each with a freezeasguard and a random arm at the headline rho."""
+    controls: list[Literal["random-parameters", "magnitude", "attention", "convolutions", "time_embedding"]] = []
+    """Further masks of the headline size that no learning made: by parameter count, or by rule of thumb."""
 
 
 class Cell(Block):
@@ -239,7 +243,7 @@ class Cell(Block):
 
 
 class SweepCell(Block):
-    """A baseline, or an arm at a percent of its case's sweep, and the stage that protects it."""
+    """An arm beside the headline's four, and the stage that protects it."""
 
     case: str
     arm: str
@@ -454,9 +458,9 @@ class Params(Block):
 
     def arm_rho(self, arm: str) -> float:
         """The freeze ratio of an arm: its own percent, else the headline rho; 0 where nothing freezes."""
-        method, percent = split_arm(arm)
-        if method not in ("freezeasguard", "random"):
+        if arm in ("pretrained", "full") or arm.removesuffix(BEFORE) in BASELINES:
             return 0.0
+        _, percent = split_arm(arm)
         return self.rho if percent is None else percent / 100
 
 
@@ -464,6 +468,12 @@ def split_arm(arm: str) -> tuple[str, int | None]:
     """The method of an arm and its own percent: "random-10" -> ("random", 10), "uce-b" -> ("uce-b", None)."""
     method, _, percent = arm.rpartition("-")
     return (method, int(percent)) if percent.isdecimal() else (arm, None)
+
+
+def arm_granularity(arm: str) -> str:
+    """What the mask of an arm is made of: "random-row" -> "row"; the paper's tensors without a suffix."""
+    suffix = arm.rpartition("-")[2]
+    return suffix if suffix in ("row", "element") else "tensor"
 
 
 def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
@@ -485,9 +495,11 @@ def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
             add(arm, stage=BASELINES[arm])
         add("freezeasguard")
         add("random")
-        for percent in case.sweep:
-            add(f"freezeasguard-{percent}", stage="learn_mask")
-            add(f"random-{percent}", stage="random_freeze")
+        for suffix in (*case.granularities, *case.sweep):
+            add(f"freezeasguard-{suffix}", stage="learn_mask")
+            add(f"random-{suffix}", stage="random_freeze")
+        for arm in case.controls:
+            add(arm, stage="random_freeze")
     return {"cells": cells, "sweep_cells": swept}
 
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from freezeasguard.config import Params, split_arm
+from freezeasguard.config import Params, arm_granularity, split_arm
 from freezeasguard.data.latents import SIDES
 from freezeasguard.files import read_json, write_atomically
 from freezeasguard.scores import SCORES
@@ -71,6 +71,8 @@ def paper_value(table: int | None, arm: str, rho: float, side: str, metric: str)
 
 def arm_label(arm: str, rho: float) -> str:
     method, _ = split_arm(arm)
+    granularity = arm_granularity(arm)
+    share = f"{100 * rho:g}%" + {"tensor": "", "row": " of rows", "element": " of weights"}[granularity]
     names = {
         "pretrained": "Pre-trained model",
         "full": "Full FT",
@@ -79,11 +81,13 @@ def arm_label(arm: str, rho: float) -> str:
         "uce-b": "UCE, reading B",
         "uce-b-before": "UCE B before fine-tuning",
         "imma": "IMMA",
+        "random-parameters": f"R-{share} of parameters",
     }
     short = {"freezeasguard": "FG", "random": "R"}
-    if method in short:
-        return f"{short[method]}-{100 * rho:g}%"
-    return names[arm]
+    family = method.removesuffix(f"-{granularity}")
+    if family in short:
+        return f"{short[family]}-{share}"
+    return names.get(arm) or f"{method.replace('_', ' ').title()} first, {share}"
 
 
 def read_scores(reports: Path, case: str, arm: str) -> dict[str, Any]:
