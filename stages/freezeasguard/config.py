@@ -405,6 +405,31 @@ class Score(Block):
     kid_subsets: Annotated[int, Field(ge=2)] = 100
 
 
+class Study(Block):
+    """Masks and baselines of one case against their controls, with both role assignments (see `study`)."""
+
+    case: str
+    seed: Annotated[int, Field(ge=0)]
+    masks: bool = True
+    """Learned masks of every granularity, and their blind controls."""
+    random_draws: Positive = 5
+    rules: bool = True
+    """Also masks by rule of thumb."""
+    rhos: list[Ratio] = []
+    """Further freeze ratios of the learned masks, at even weights."""
+    illegal_weights: list[Ratio] = []
+    """Further weights of the illegal side, at the headline rho."""
+    other_case: str | None = None
+    """A case whose mask is tried on this one's data."""
+    uce: list[UCE] = []
+    imma: list[IMMA] = []
+    """Settings to sweep, each with the case's roles as given."""
+
+    def mask_settings(self, rho: float) -> list[tuple[float, float]]:
+        """(freeze ratio, weight of the illegal side) of every learned mask, the headline's first."""
+        return [(rho, 0.5), *((r, 0.5) for r in self.rhos), *((rho, w) for w in self.illegal_weights)]
+
+
 class Params(Block):
     profile: str
     rho: Ratio
@@ -428,6 +453,7 @@ class Params(Block):
     adapt: Adapt
     generate: Generate
     score: Score
+    studies: dict[str, Study] = {}
 
     @model_validator(mode="after")
     def _references(self) -> Params:
@@ -439,6 +465,10 @@ class Params(Block):
                 raise ValueError(f"cases.{name}.domain is {case.domain!r}; domains has {sorted(self.domains)}")
             if case.model not in self.models:
                 raise ValueError(f"cases.{name}.model is {case.model!r}; models has {sorted(self.models)}")
+        for name, study in self.studies.items():
+            for key, case in (("case", study.case), ("other_case", study.other_case)):
+                if case is not None and case not in self.cases:
+                    raise ValueError(f"studies.{name}.{key} is {case!r}; cases has {sorted(self.cases)}")
         for key, expected in derive_cells(self.cases).items():
             if (found := getattr(self, key)) != expected:
                 odd = sorted(set(found) ^ set(expected)) or sorted(found)

@@ -315,6 +315,11 @@ def _statistic(scored: ScoredImages, real: Mapping[str, Features], name: str) ->
     return lambda rows: frechet_distance(own[rows], target)
 
 
+def score_value(scored: ScoredImages, real: Mapping[str, Features], name: str) -> float:
+    """One score of all the images, without an interval."""
+    return _statistic(scored, real, name)(np.arange(len(scored.table)))
+
+
 def _kernel_interval(
     scored: ScoredImages, real: Mapping[str, Features], extractor: str, config: ScoreConfig, rng: np.random.Generator
 ) -> Interval:

@@ -272,7 +272,8 @@ def _notes(params: Params, case_name: str, reports: Path) -> list[str]:
     return [setting, *verdict, *calibration, *([ours] if ours else []), *SHARED_NOTES, *oddities]
 
 
-def _write(path: Path, title: str, header: list[str], rows: list[list[str]], notes: list[str]) -> Path:
+def write_table(path: Path, title: str, header: list[str], rows: list[list[str]], notes: list[str]) -> Path:
+    """Write path.md, path.csv and path.tex; returns the first."""
     renders = {
         "md": render_markdown(title, header, rows, notes),
         "csv": render_csv(header, rows),
@@ -291,11 +292,13 @@ def write_tables(params: Params, reports: Path) -> list[Path]:
         title = TITLES[case.table] if case.table else f"Case {case_name}: image quality after fine-tuning"
         path = reports / "tables" / table_name(case_name, case.table)
         header, rows = table_rows(params, case_name, reports)
-        written.append(_write(path, title, header, rows, _notes(params, case_name, reports)))
+        written.append(write_table(path, title, header, rows, _notes(params, case_name, reports)))
         notes = [
             "Mean of the paired differences over the same prompts and noise; interval and two-sided p-value by "
             "bootstrap over class, prompt and image; Holm's correction over the comparisons of one score.",
         ]
         header, rows = difference_rows(params, case_name, reports)
-        written.append(_write(path.with_name(f"{path.name}-differences"), f"{title}: differences", header, rows, notes))
+        written.append(
+            write_table(path.with_name(f"{path.name}-differences"), f"{title}: differences", header, rows, notes)
+        )
     return written

@@ -6,15 +6,13 @@ an old value from DVC's cache, makes no second run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from freezeasguard.config import Params
 from freezeasguard.data.latents import SIDES
-from freezeasguard.files import read_json
+from freezeasguard.files import fingerprint, read_json
 from freezeasguard.protected import read_protected_file
 from freezeasguard.scores import SCORES
 from freezeasguard.tables import read_scores
@@ -48,10 +46,6 @@ def cell_metrics(scores: dict[str, Any]) -> dict[str, float]:
                 if SCORES[name].missing:
                     metrics[f"{side}.{part}.{name}.n_missing"] = score["n_missing"]
     return metrics
-
-
-def fingerprint(*content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
 def track_cells(params: Params, data: Path, reports: Path) -> tuple[int, int]:
