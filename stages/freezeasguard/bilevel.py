@@ -1,13 +1,13 @@
 """Bilevel mask learning (paper, Algorithm 1): an upper loop over the mask, a lower loop over the user.
 
-What lives in memory is, for each simulated user, `mixed` = m theta_pre + (1 - m) theta_ft (the weights
-that the UNet runs with) and `delta` = theta_pre - theta_ft. Gradients are consumed bucket by bucket while
-backprop produces them, so that no second full-size copy of them ever exists.
+The mask is one logit a unit - a tensor (the paper), a row or a weight - in one flat vector over the sorted tensor
+names; see `simulated_user` for what of the weights lives in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,20 +16,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from freezeasguard.data.latents import SIDES, LatentSet
-from freezeasguard.diffusion import NoiseSchedule, denoising_loss, draw_noise, named_tensors
+from freezeasguard.diffusion import NoiseSchedule, denoising_loss, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.granularity import n_units, split_units, spread_over_weights, top_units
 from freezeasguard.mask import (
     check_freeze_ratio,
-    check_names,
     hard_mask,
     logit_gradients,
     project_to_ratio,
     soft_mask,
     sparsity_gradient,
 )
+from freezeasguard.simulated_user import GradientStream, SimulatedUser
+from freezeasguard.training import Batch, draw_batch
 
-BUCKET_BYTES = 64 * 2**20
-"""Gradients held at once before they are consumed; at tiny scale one bucket holds the whole UNet."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Steps of this size round a circle of length 1 cover it evenly, however many there are."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,17 @@ class MaskConfig:
     """user_first (Algorithm 1) or mask_first (authors' code)."""
     batch_size: int
     """Images a step over both sides; half of them come from each."""
+    mask_batch_size: int | None
+    """Images a side in a mask step; None: as many as in a user step."""
+    granularity: str
+    """tensor (paper), row or element: what one logit decides on."""
+    signal: str
+    """local: <dL/dmixed, delta> (Eq. 8). path: averaged along theta_ft -> theta_pre (integrated gradients), so that
+    the units' signals add up to L(theta_pre) - L(theta_ft)."""
+    path_points: int
+    """Points of the path that a mask step averages over."""
+    common_noise: bool
+    """Both sides of a mask step see the same timesteps and noise: less variance in their difference."""
     temperature: float
     logits_init: str
     """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: small noise around m = rho."""
@@ -59,148 +72,29 @@ class MaskConfig:
     """c; its gradient is not multiplied by mask_lr, as in the authors' code."""
     lambdas: str
     """proportional to the amounts of data (paper) or equal (authors' code: batch means, 1/2 each)."""
+    illegal_weight: float
+    """lambda_1 in 0..1 where lambdas are equal, and lambda_2 = 1 - lambda_1: trades illegal effect for legal cost."""
     normalise: bool
     """Divide each side's alignments by their mean size, so that neither side drowns the other."""
     lower_loss: str
     """sum of the two sides' mean losses (Eq. 7) or mixed: one mean over both (authors' code)."""
+    user_optimizer: str
+    """sgd (Eq. 9 and 10), or adamw, as the real user."""
     user_lr: float
     """Learning rate eta_2 of the simulated user."""
     precision: str
     """float32, or bfloat16 for logits and delta (authors' code)."""
 
 
-class GradientStream:
-    """Hands over gradients in buckets as backprop completes them, and frees them.
-
-    Used as a context around one backward pass. A tensor's hook fires when its gradient is final and no
-    pending backward node needs its value, so that `consume` may update it in place.
-    """
-
-    def __init__(
-        self,
-        parameters: Mapping[str, torch.nn.Parameter],
-        consume: Callable[[list[str], list[Tensor]], None],
-        bucket_bytes: int = BUCKET_BYTES,
-    ) -> None:
-        self._parameters = parameters
-        self._consume = consume
-        self._bucket_bytes = bucket_bytes
-        self._bucket: dict[str, Tensor] = {}
-        self._held = 0
-        self.peak_bytes = 0
-
-    def __enter__(self) -> GradientStream:
-        self._handles = [
-            parameter.register_post_accumulate_grad_hook(self._hook(name))
-            for name, parameter in self._parameters.items()
-        ]
-        return self
-
-    def _hook(self, name: str) -> Callable[[Tensor], None]:
-        def take(parameter: Tensor) -> None:
-            gradient = parameter.grad
-            assert gradient is not None
-            parameter.grad = None
-            self._bucket[name] = gradient
-            self._held += gradient.nbytes
-            self.peak_bytes = max(self.peak_bytes, self._held)
-            if self._held >= self._bucket_bytes:
-                self._flush()
-
-        return take
-
-    @torch.no_grad()
-    def _flush(self) -> None:
-        if self._bucket:
-            self._consume(list(self._bucket), list(self._bucket.values()))
-        self._bucket = {}
-        self._held = 0
-
-    def __exit__(self, error_type: Any, *_: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        if error_type is None:
-            self._flush()
-
-
-@dataclass
-class SimulatedUser:
-    """A user who fine-tunes on `sides` under the soft mask. Tensors by name."""
-
-    sides: tuple[str, ...]
-    mixed: dict[str, Tensor]
-    delta: dict[str, Tensor]
-
-    @classmethod
-    @torch.no_grad()
-    def start(
-        cls,
-        sides: tuple[str, ...],
-        pretrained: Mapping[str, Tensor],
-        finetuned: Mapping[str, Tensor],
-        mask: Mapping[str, float],
-        delta_dtype: torch.dtype = torch.float32,
-    ) -> SimulatedUser:
-        """Mix theta_pre and theta_ft; tensors that fine-tuning left alone may be absent from `finetuned`."""
-        check_names(finetuned, pretrained)
-        mixed: dict[str, Tensor] = {}
-        delta: dict[str, Tensor] = {}
-        for name in sorted(pretrained):
-            before = pretrained[name].detach()
-            after = finetuned.get(name, before).to(before)
-            if after.shape != before.shape:
-                raise FreezeAsGuardError(
-                    f"fine-tuned {name} is {tuple(after.shape)}, the model's {tuple(before.shape)}"
-                )
-            difference = before - after
-            if delta_dtype not in (torch.float32, before.dtype):
-                difference = difference.to(delta_dtype)
-            delta[name] = difference
-            mixed[name] = after + mask[name] * (before - after)
-        return cls(sides, mixed, delta)
-
-    def user_update(self, names: list[str], gradients: list[Tensor], trainable: list[float], lr: float) -> None:
-        """One gradient-descent step of the user (paper, Eq. 9 and 10); consumes `gradients`.
-
-        delta += lr g (1 - m);  mixed -= lr g (1 - m)^2, with `trainable` = 1 - m for each name.
-        """
-        step = gradients
-        torch._foreach_mul_(step, [lr * t for t in trainable])
-        delta = [self.delta[name] for name in names]
-        if delta[0].dtype == step[0].dtype:
-            torch._foreach_add_(delta, step)
-        else:
-            for d, s in zip(delta, step, strict=True):
-                d.add_(s.to(d))
-        torch._foreach_mul_(step, trainable)
-        torch._foreach_sub_([self.mixed[name] for name in names], step)
-
-    def alignments(self, names: list[str], gradients: list[Tensor]) -> Tensor:
-        """<g_i, delta_i> for each name."""
-        return torch.stack(
-            [torch.dot(g.flatten(), self.delta[name].to(g).flatten()) for name, g in zip(names, gradients, strict=True)]
-        )
-
-    @torch.no_grad()
-    def move_mask(self, names: Sequence[str], change: Sequence[float]) -> None:
-        """mixed += (m_new - m_old) delta."""
-        bucket: list[tuple[str, float]] = []
-        held = 0
-        for index, (name, by) in enumerate(zip(names, change, strict=True)):
-            bucket.append((name, by))
-            held += self.delta[name].nbytes
-            if held >= BUCKET_BYTES or index == len(names) - 1:
-                mixed = [self.mixed[n] for n, _ in bucket]
-                moves = torch._foreach_mul([self.delta[n].to(self.mixed[n]) for n, _ in bucket], [b for _, b in bucket])
-                torch._foreach_add_(mixed, moves)
-                bucket, held = [], 0
-
-
 @dataclass
 class MaskHistory:
-    """What happened, a value a mask step; and the mean task signal of each tensor."""
+    """What happened, a value a mask step; and the mean task signal of each unit."""
 
     loss: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    path_sum: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    """The sum of all units' alignments; on a path, an estimate of L(theta_pre) - L(theta_ft)."""
+    path_check: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of a path signal: `MaskLearner.path_check` of each side at the end."""
     mean_mask: list[float] = field(default_factory=list)
     saturated: list[float] = field(default_factory=list)
     """Share of logits with m < 0.01 or m > 0.99, where the slope has all but vanished."""
@@ -210,6 +104,7 @@ class MaskHistory:
 
     def record(self, side: str, alignments: Tensor, loss: float) -> None:
         self.loss[side].append(loss)
+        self.path_sum[side].append(float(alignments.double().sum()))
         zero = torch.zeros_like(alignments)
         self.signal_sum[side] = self.signal_sum.get(side, zero) + alignments
         self.size_sum[side] = self.size_sum.get(side, zero) + alignments.abs()
@@ -225,17 +120,35 @@ class MaskHistory:
 
 @dataclass(frozen=True)
 class LearnedMask:
-    names: tuple[str, ...]
+    """Logits [N] over the units of all tensors, in the order of the sorted names."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    granularity: str
     logits: Tensor
     initial_logits: Tensor
     history: MaskHistory
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.shapes))
+
     def frozen(self, rho: float) -> frozenset[str]:
+        """The names of the round(rho N) frozen tensors; rows and weights have no such names."""
+        if self.granularity != "tensor":
+            raise FreezeAsGuardError(f"a mask of granularity {self.granularity!r} freezes parts: use frozen_units")
         return hard_mask(self.logits, self.names, rho)
 
-    def initially_frozen(self, rho: float) -> frozenset[str]:
-        """The top-rho of the initial logits: what the mask would be had nothing been learned."""
-        return hard_mask(self.initial_logits, self.names, rho)
+    def frozen_units(self, rho: float) -> dict[str, Tensor]:
+        """bool [n_units] of every tensor; exactly round(rho N) units are True = frozen."""
+        return split_units(self.top(rho), self.shapes, self.granularity)
+
+    def top(self, rho: float) -> Tensor:
+        """bool [N]: the frozen units."""
+        return top_units(self.logits, rho)
+
+    def initially_top(self, rho: float) -> Tensor:
+        """bool [N]: the top-rho of the initial logits, what the mask would be had nothing been learned."""
+        return top_units(self.initial_logits, rho)
 
 
 def initial_logits(n: int, config: MaskConfig, rho: float, generator: torch.Generator) -> Tensor:
@@ -288,7 +201,7 @@ class MaskOptimizer:
 def side_weights(config: MaskConfig, n_images: Mapping[str, int]) -> dict[str, float]:
     """lambda_1 and lambda_2 of Eq. 5, as shares that add up to 1."""
     if config.lambdas == "equal":
-        return {side: 0.5 for side in SIDES}
+        return {"illegal": config.illegal_weight, "legal": 1 - config.illegal_weight}
     total = sum(n_images[side] for side in SIDES)
     return {side: n_images[side] / total for side in SIDES}
 
@@ -319,18 +232,20 @@ class MaskLearner:
         self.rho, self.generator = rho, generator
         self.parameters: dict[str, Any] = named_tensors(unet)
         self.names = tuple(sorted(self.parameters))
-        self.position = {name: i for i, name in enumerate(self.names)}
-        self.logits = initial_logits(len(self.names), config, rho, generator)
+        self.shapes = {name: tuple(self.parameters[name].shape) for name in self.names}
+        self.n_units = {name: n_units(shape, config.granularity) for name, shape in self.shapes.items()}
+        self.logits = initial_logits(sum(self.n_units.values()), config, rho, generator)
         self.initial_logits = self.logits.clone()
         self.optimizer = MaskOptimizer(config, rho)
         self.history = MaskHistory()
         self.weights = side_weights(config, {side: len(data[side]) for side in SIDES})
+        self._path_position = float(torch.rand((), generator=generator)) if config.signal == "path" else 0.0
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
-        mask = dict(zip(self.names, self.mask.tolist(), strict=True))
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
         pretrained = {name: p.detach() for name, p in self.parameters.items()}
+        mask = self.by_name(self.mask)
         self.users = [SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype) for sides in expected]
         del pretrained
         self._wear(self.users[0])  # frees theta_pre: mixed and delta hold all there is to know
@@ -339,64 +254,114 @@ class MaskLearner:
     def mask(self) -> Tensor:
         return soft_mask(self.logits, self.config.temperature)
 
-    def _loss(self, sides: Sequence[str]) -> Tensor:
-        """Per-sample losses of half a batch a side [sides, batch / 2]."""
-        half = max(1, self.config.batch_size // 2)
-        batches = [self.data[side].sample(half, self.generator) for side in sides]
-        latents = torch.cat([latents for latents, _ in batches])
-        text = torch.cat([text for _, text in batches])
-        timesteps, noise = draw_noise(latents, self.schedule.n_timesteps, self.generator)
-        parameter = next(iter(self.parameters.values()))
-        moved = [x.to(parameter.device) for x in (latents, text, timesteps, noise)]
-        return denoising_loss(self.unet, self.schedule, *moved).view(len(sides), half)
+    def by_name(self, values: Tensor) -> dict[str, Any]:
+        """One value a unit [N] -> what multiplies each tensor: a number, or a view that broadcasts (rows, weights)."""
+        if self.config.granularity == "tensor":
+            return dict(zip(self.names, values.tolist(), strict=True))
+        parts = split_units(values.float(), self.shapes, self.config.granularity)
+        return {n: spread_over_weights(part, self.shapes[n], self.config.granularity) for n, part in parts.items()}
+
+    def _draw(self, sides: Sequence[str], n: int, like: Batch | None = None) -> Batch:
+        """n images a side."""
+        device = next(iter(self.parameters.values())).device
+        return draw_batch([self.data[side] for side in sides], n, self.schedule, self.generator, device, like=like)
 
     def _wear(self, user: SimulatedUser) -> None:
         for name, parameter in self.parameters.items():
             parameter.data = user.mixed[name]
 
+    @contextmanager
+    def _at(self, user: SimulatedUser, point: float | None) -> Iterator[None]:
+        """The UNet wears the user's mixed weights, or theta(a) = a theta_pre + (1 - a) theta_ft at the point a.
+
+        mixed + (a - m) delta is theta(a), so no third copy of the weights is needed; on leaving they go back.
+        """
+        self._wear(user)
+        if point is None:
+            yield
+            return
+        there = point - self.mask.double()
+        user.move_mask(self.names, list(self.by_name(there).values()))
+        yield
+        user.move_mask(self.names, list(self.by_name(-there).values()))
+
     def user_step(self, user: SimulatedUser) -> float:
         """Lower level: the user descends on its sides' losses (Eq. 7), through Eq. 9 and 10."""
-        trainable = dict(zip(self.names, (1 - self.mask).tolist(), strict=True))
+        trainable = self.by_name(1 - self.mask)
         self._wear(user)
+        user.n_steps += 1
+        move = user.adamw_update if self.config.user_optimizer == "adamw" else user.user_update
 
         def update(names: list[str], gradients: list[Tensor]) -> None:
-            user.user_update(names, gradients, [trainable[n] for n in names], self.config.user_lr)
+            move(names, gradients, [trainable[n] for n in names], self.config.user_lr)
 
+        half = max(1, self.config.batch_size // 2)
         with GradientStream(self.parameters, update):
-            losses = self._loss(user.sides).mean(1)
+            batch = self._draw(user.sides, half)
+            losses = denoising_loss(self.unet, self.schedule, *batch).view(len(user.sides), half).mean(1)
             loss = losses.sum() if self.config.lower_loss == "sum" else losses.mean()
             loss.backward()
         return float(loss.detach())
 
-    def side_alignments(self, side: str) -> tuple[Tensor, float]:
-        """<dL_side/dmixed_i, delta_i> [N], at the user who trains on that side; and the loss."""
+    def side_alignments(
+        self, side: str, batch: Batch, points: Sequence[float | None] = (None,)
+    ) -> tuple[Tensor, float]:
+        """<dL_side/dtheta, delta> over each unit [N], at the user who trains on that side; and the loss.
+
+        The means of both over `points`: the point a of the path, or None for the mixed weights.
+        """
         user = next(user for user in self.users if side in user.sides)
-        self._wear(user)
-        alignments = torch.zeros(len(self.names))
+        alignments = torch.zeros(len(self.logits))
+        parts = split_units(alignments, self.shapes, self.config.granularity)
+        losses: list[float] = []
 
         def align(names: list[str], gradients: list[Tensor]) -> None:
-            alignments[[self.position[name] for name in names]] = user.alignments(names, gradients).float().cpu()
+            found = user.alignments(names, gradients, self.config.granularity).float().cpu()
+            for name, part in zip(names, found.split([self.n_units[n] for n in names]), strict=True):
+                parts[name] += part / len(points)
 
-        with GradientStream(self.parameters, align):
-            loss = self._loss([side]).mean()
-            loss.backward()
-        return alignments, float(loss.detach())
+        for point in points:
+            with self._at(user, point), GradientStream(self.parameters, align):
+                loss = denoising_loss(self.unet, self.schedule, *batch).mean()
+                loss.backward()
+            losses.append(float(loss.detach()))
+        return alignments, sum(losses) / len(points)
 
-    def mask_step(self) -> None:
-        """Upper level: descend on -lambda_1 L_illegal + lambda_2 L_legal (Eq. 5) and the sparsity term."""
-        signed = {"illegal": -self.weights["illegal"], "legal": self.weights["legal"]}
-        task = torch.zeros(len(self.names))
+    def path_points(self) -> list[float | None]:
+        """Where the next mask step takes its gradient: even over the path, within a step and over many."""
+        if self.config.signal != "path":
+            return [None]
+        points: list[float | None] = []
+        for _ in range(self.config.path_points):
+            points.append(self._path_position)
+            self._path_position = (self._path_position + GOLDEN) % 1
+        return points
+
+    def task_signals(self) -> dict[str, Tensor]:
+        """The alignments [N] of each side on fresh batches, on one scale where `normalise` says so."""
+        n = self.config.mask_batch_size or max(1, self.config.batch_size // 2)
+        points = self.path_points()
+        signals: dict[str, Tensor] = {}
+        batch: Batch | None = None
         for side in SIDES:
-            alignments, loss = self.side_alignments(side)
+            batch = self._draw([side], n, like=batch if self.config.common_noise else None)
+            alignments, loss = self.side_alignments(side, batch, points)
             self.history.record(side, alignments, loss)
             if self.config.normalise:
                 alignments = alignments / alignments.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
-            task += signed[side] * alignments
+            signals[side] = alignments
+        return signals
+
+    def mask_step(self) -> None:
+        """Upper level: descend on -lambda_1 L_illegal + lambda_2 L_legal (Eq. 5) and the sparsity term."""
+        signals = self.task_signals()
+        task = self.weights["legal"] * signals["legal"] - self.weights["illegal"] * signals["illegal"]
         before = self.mask
         self.logits = self.optimizer.step(self.logits, task)
         after = self.mask
+        change = list(self.by_name(after.double() - before.double()).values())
         for user in self.users:
-            user.move_mask(self.names, (after.double() - before.double()).tolist())
+            user.move_mask(self.names, change)
         self.history.mean_mask.append(float(after.mean()))
         self.history.saturated.append(float(((after < 0.01) | (after > 0.99)).float().mean()))
 
@@ -413,6 +378,20 @@ class MaskLearner:
             self.mask_step()
             user_steps()
 
+    def path_check(self, side: str, points: int = 4) -> dict[str, float]:
+        """What the units' path signals add up to, by the midpoint rule, beside L(theta_pre) - L(theta_ft).
+
+        All on one batch, at the same timesteps and noise.
+        """
+        batch = self._draw([side], self.config.mask_batch_size or max(1, self.config.batch_size // 2))
+        alignments, _ = self.side_alignments(side, batch, [(i + 0.5) / points for i in range(points)])
+        user = next(user for user in self.users if side in user.sides)
+        ends = []
+        for end in (1.0, 0.0):
+            with self._at(user, end), torch.no_grad():
+                ends.append(float(denoising_loss(self.unet, self.schedule, *batch).mean()))
+        return {"path_sum": float(alignments.double().sum()), "loss_pretrained": ends[0], "loss_finetuned": ends[1]}
+
     def learn(self, description: str = "learning the mask") -> LearnedMask:
         """Algorithm 1. The learner uses the UNet up: afterwards it holds a user's mixed weights.
 
@@ -422,19 +401,35 @@ class MaskLearner:
         for _ in bar:
             self._round()
             bar.set_postfix({side: f"{self.history.loss[side][-1]:.3f}" for side in SIDES})
-        return LearnedMask(self.names, self.logits, self.initial_logits, self.history)
+        if self.config.signal == "path":
+            self.history.path_check = {side: self.path_check(side) for side in SIDES}
+        return self._learned(self.logits)
+
+    def one_shot(self) -> LearnedMask:
+        """A control: rank by lambda_1 |illegal signal| - lambda_2 |legal signal| of one mask step, and stop.
+
+        No user re-adapts and no round follows. `logits` are those differences, not logits of a soft mask.
+        """
+        signals = self.task_signals()
+        return self._learned(
+            self.weights["illegal"] * signals["illegal"].abs() - self.weights["legal"] * signals["legal"].abs()
+        )
+
+    def _learned(self, logits: Tensor) -> LearnedMask:
+        return LearnedMask(self.shapes, self.config.granularity, logits, self.initial_logits, self.history)
 
 
 def learn_without_signal(
-    names: Sequence[str], config: MaskConfig, rho: float, generator: torch.Generator
+    shapes: Mapping[str, Sequence[int]], config: MaskConfig, rho: float, generator: torch.Generator
 ) -> LearnedMask:
     """The same run with its task signal zeroed: initial logits and sparsity force alone.
 
     A learned mask that equals this one learned nothing. No network is needed, so it costs nothing.
     """
-    start = initial_logits(len(names), config, rho, generator)
+    sizes = {name: tuple(shape) for name, shape in shapes.items()}
+    start = initial_logits(sum(n_units(s, config.granularity) for s in sizes.values()), config, rho, generator)
     optimizer = MaskOptimizer(config, rho)
     logits = start
     for _ in range(config.mask_steps):
-        logits = optimizer.step(logits, torch.zeros(len(names)))
-    return LearnedMask(tuple(names), logits, start, MaskHistory())
+        logits = optimizer.step(logits, torch.zeros(len(start)))
+    return LearnedMask(sizes, config.granularity, logits, start, MaskHistory())

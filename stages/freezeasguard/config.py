@@ -269,21 +269,32 @@ class Adapt(Finetuning):
 
 
 MASK_PRESETS: dict[str, dict[str, Any]] = {
-    # Driven by the task signal: two users whose signals do not cancel, comparable scales of the two
-    # sides, an adaptive step, and sparsity as a constraint that ranks nothing.
+    # Driven by the task signal. Two users, one a side, whose signals do not cancel; they move as the real user
+    # does and re-adapt between mask steps. What a unit is worth is read along the whole path from theta_ft to
+    # theta_pre, on the same noise for both sides and on one scale. Sparsity is a constraint that ranks nothing.
+    # The mask's optimiser is plain gradient descent: from an almost flat start each logit is then the sum of its
+    # unit's normalised signals times a slope that all share at first, so that the final ranking is that of the
+    # averaged importances. Adam would turn every signal into its sign and so flatten the ranking.
     "freezeasguard": dict(
         users="per_side",
         user_steps=1,
         order="user_first",
+        mask_batch_size=None,
+        granularity="tensor",
+        signal="path",
+        path_points=1,
+        common_noise=True,
         logits_init="ratio",
         derivative="exact",
-        mask_optimizer="adam",
-        mask_lr=0.02,
+        mask_optimizer="sgd",
+        mask_lr=0.01,
         sparsity="projection",
         sparsity_weight=0.0,
         lambdas="equal",
+        illegal_weight=0.5,
         normalise=True,
         lower_loss="sum",
+        user_optimizer="adamw",
         user_lr=1e-5,
         precision="float32",
     ),
@@ -292,6 +303,11 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         users="joint",
         user_steps=10,
         order="user_first",
+        mask_batch_size=None,
+        granularity="tensor",
+        signal="local",
+        path_points=1,
+        common_noise=False,
         logits_init="negative",
         derivative="as_printed",
         mask_optimizer="sgd",
@@ -299,8 +315,10 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         sparsity="penalty",
         sparsity_weight=5e3,
         lambdas="proportional",
+        illegal_weight=0.5,
         normalise=False,
         lower_loss="sum",
+        user_optimizer="sgd",
         user_lr=1e-5,
         precision="float32",
     ),
@@ -309,6 +327,11 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         users="joint",
         user_steps=4,  # a cycle of 5 batches, the first of which is the mask's
         order="mask_first",
+        mask_batch_size=None,
+        granularity="tensor",
+        signal="local",
+        path_points=1,
+        common_noise=False,
         logits_init="uniform",
         derivative="exact",
         mask_optimizer="sgd",
@@ -316,8 +339,10 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         sparsity="penalty",
         sparsity_weight=5e3,
         lambdas="equal",
+        illegal_weight=0.5,
         normalise=False,
         lower_loss="mixed",
+        user_optimizer="sgd",
         user_lr=1e-5,
         precision="bfloat16",
     ),
@@ -335,6 +360,12 @@ class Mask(Block):
     """Further runs from other seeds, only to report how far the masks agree."""
     users: Literal["joint", "per_side"] | None = None
     user_steps: Positive | None = None
+    mask_batch_size: Positive | None = None
+    """Images a side in a mask step; null: half of batch_size, as in a user step."""
+    granularity: Literal["tensor", "row", "element"] | None = None
+    signal: Literal["local", "path"] | None = None
+    path_points: Positive | None = None
+    common_noise: bool | None = None
     order: Literal["user_first", "mask_first"] | None = None
     logits_init: Literal["negative", "uniform", "ratio"] | None = None
     derivative: Literal["exact", "as_printed"] | None = None
@@ -343,8 +374,11 @@ class Mask(Block):
     sparsity: Literal["penalty", "projection"] | None = None
     sparsity_weight: Annotated[float, Field(ge=0)] | None = None
     lambdas: Literal["proportional", "equal"] | None = None
+    illegal_weight: Ratio | None = None
+    """Where lambdas are equal: more of it mitigates more, and costs the legal side more."""
     normalise: bool | None = None
     lower_loss: Literal["sum", "mixed"] | None = None
+    user_optimizer: Literal["sgd", "adamw"] | None = None
     user_lr: PositiveFloat | None = None
     precision: Literal["float32", "bfloat16"] | None = None
 

@@ -1,7 +1,8 @@
 """The mask: its soft form, its gradients, and its rounding (paper, section 3.1).
 
-Polarity, said once: 1 = frozen at the pretrained value, 0 = trainable. A mask is one number a tensor,
-held as a vector [N] over `names`, the UNet's tensor names in sorted order.
+Polarity, said once: 1 = frozen at the pretrained value, 0 = trainable. A mask is one number a unit (a tensor
+in the paper; a row or a weight, see `granularity`), held as a vector [N] over the UNet's tensors in the order of
+their sorted names.
 """
 
 from __future__ import annotations
@@ -56,24 +57,28 @@ def sparsity_gradient(
     return weight * 2 * excess / len(logits) * mask_slope(logits, temperature, derivative)
 
 
-def project_to_ratio(logits: Tensor, temperature: float, rho: float, iterations: int = 60) -> Tensor:
+def project_to_ratio(logits: Tensor, temperature: float, rho: float, iterations: int = 100) -> Tensor:
     """The logits shifted by one constant so that mean(m) = rho: Eq. 6 as a constraint, not a force.
 
-    mean(m) grows with the shift, so bisection finds it. The ranking of the tensors does not change.
+    mean(m) grows with the shift, so Newton's method finds it, kept inside a shrinking bracket (a step that
+    leaves the bracket, as on a saturated mask, is replaced by its middle). The ranking does not change.
     At rho = 0 and 1 there is nothing to find, and the logits stay.
     """
     if rho in (0, 1):
         return logits
     exact = logits.double()  # float32 would merge near-equal logits over many small shifts
-    reach = float(logits.abs().max()) + 40 * temperature
-    low, high = -reach, reach
+    high = float(logits.abs().max()) + 40 * temperature
+    low, shift = -high, 0.0
     for _ in range(iterations):
-        middle = (low + high) / 2
-        if soft_mask(exact + middle, temperature).mean() < rho:
-            low = middle
-        else:
-            high = middle
-    return (exact + (low + high) / 2).to(logits)
+        m = soft_mask(exact + shift, temperature)
+        excess = float(m.mean()) - rho
+        if abs(excess) < 1e-13:
+            break
+        low, high = (shift, high) if excess < 0 else (low, shift)
+        slope = float((m * (1 - m)).mean()) / temperature
+        newton = shift - excess / slope if slope else low
+        shift = newton if low < newton < high else (low + high) / 2
+    return (exact + shift).to(logits)
 
 
 def n_frozen(rho: float, n_tensors: int) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,36 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
+class Batch(NamedTuple):
+    """What a denoising loss is taken at, in the order in which `denoising_loss` asks for it."""
+
+    latents: Tensor
+    text: Tensor
+    timesteps: Tensor
+    noise: Tensor
+
+
+def draw_batch(
+    sets: Sequence[LatentSet],
+    n: int,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    flip: bool = True,
+    like: Batch | None = None,
+) -> Batch:
+    """n images of each set, one set after the other, with timesteps and noise; drawn on the CPU.
+
+    Args:
+        like: a batch of the same size, whose timesteps and noise are used again instead of drawing new ones.
+    """
+    drawn = [data.sample(n, generator, flip=flip) for data in sets]
+    latents, text = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    timesteps, noise = like[2:] if like else draw_noise(latents, schedule.n_timesteps, generator)
+    return Batch(*(x.to(device) for x in (latents, text, timesteps, noise)))
+
+
 def drawn_loss(
     unet: torch.nn.Module,
     schedule: NoiseSchedule,
@@ -69,10 +99,8 @@ def drawn_loss(
 ) -> Tensor:
     """The mean denoising loss of a drawn batch at drawn timesteps and noise."""
     device = next(unet.parameters()).device
-    latents, text = data.sample(batch_size, generator, flip=flip)
-    timesteps, noise = draw_noise(latents, schedule.n_timesteps, generator)
-    moved = [x.to(device) for x in (latents, text, timesteps, noise)]
-    return denoising_loss(unet, schedule, *moved).mean()
+    batch = draw_batch([data], batch_size, schedule, generator, device, flip=flip)
+    return denoising_loss(unet, schedule, *batch).mean()
 
 
 @torch.no_grad()
