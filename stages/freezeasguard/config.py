@@ -488,6 +488,8 @@ class Params(Block):
     generate: Generate
     score: Score
     studies: dict[str, Study] = {}
+    study_tables: dict[str, list[str]] = {}
+    """Which studies a table is made of, e.g. those of one domain and several seeds."""
 
     @model_validator(mode="after")
     def _references(self) -> Params:
@@ -503,6 +505,9 @@ class Params(Block):
             for key, case in (("case", study.case), ("other_case", study.other_case)):
                 if case is not None and case not in self.cases:
                     raise ValueError(f"studies.{name}.{key} is {case!r}; cases has {sorted(self.cases)}")
+        for name, studies in self.study_tables.items():
+            if unknown := sorted(set(studies) - set(self.studies)):
+                raise ValueError(f"study_tables.{name} names {unknown[0]!r}; studies has {sorted(self.studies)}")
         for key, expected in derive_cells(self.cases).items():
             if (found := getattr(self, key)) != expected:
                 odd = sorted(set(found) ^ set(expected)) or sorted(found)

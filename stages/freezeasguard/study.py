@@ -119,35 +119,39 @@ class Workbench:
     def learned(self) -> list[Candidate]:
         """Masks that know the roles: learned ones by granularity, and what a single mask step would freeze."""
         users = self.users(self.data, self.study.case)
+        headline = self.study.mask_settings(self.params.rho)[0]
         plans = [
-            (granularity, role, rho, weight, self.data, users)
+            (kind, granularity, role, rho, weight, self.data, users)
+            for kind in ("freezeasguard", "one-shot")
             for granularity in GRANULARITIES
             for role in ROLES
             for rho, weight in self.study.mask_settings(self.params.rho)
+            if kind == "freezeasguard" or (rho, weight) == headline
         ]
         if self.study.other_case is not None:
             other = CaseData.load(self.root / "latents" / self.study.other_case)
-            plans.append(("tensor", ROLES[0], self.params.rho, 0.5, other, self.users(other, self.study.other_case)))
+            of_other = self.users(other, self.study.other_case)
+            plans.append(("other-case", "tensor", ROLES[0], *headline, other, of_other))
 
         def learn(index: int, path: Path) -> None:
-            granularity, role, rho, weight, data, users = plans[index]
+            kind, granularity, role, rho, weight, data, users = plans[index]
             config = MaskConfig(**self.params.mask.settings() | {"granularity": granularity, "illegal_weight": weight})
             sides = {side: data.select(data_side(side, role), ["mask_learning"]) for side in SIDES}
             start = {(side,): torch.load(users[data_side(side, role)]) for side in SIDES}
             unet = load_unet(self.model).to(self.device)
             learner = MaskLearner(unet, self.schedule, sides, start, config, rho, self.generator())
-            torch.save(learner.learn(f"{granularity} mask, rho {rho}, {role} {weight}"), path)
+            first_step = kind == "one-shot"
+            torch.save(
+                learner.one_shot() if first_step else learner.learn(f"{granularity} {rho} {role} {weight}"), path
+            )
 
         paths = self.side_by_side({f"mask-{i}.pt": lambda path, i=i: learn(i, path) for i in range(len(plans))})
         found = []
-        for (granularity, role, rho, weight, data, _), path in zip(plans, paths.values(), strict=True):
+        for (kind, granularity, role, rho, weight, _, _), path in zip(plans, paths.values(), strict=True):
             mask: LearnedMask = torch.load(path, weights_only=False)
-            name = "freezeasguard" if data is self.data else "other-case"
-            protected = Protected(name, granularity=granularity, frozen_units=mask.frozen_units(rho))
-            found.append(Candidate(name, role if data is self.data else None, protected, rho, weight))
-            if data is self.data and (rho, weight) == (self.params.rho, 0.5):
-                first = Protected("one-shot", granularity=granularity, frozen_units=mask.one_shot_units(rho))
-                found.append(Candidate("one-shot", role, first, rho))
+            protected = Protected(kind, granularity=granularity, frozen_units=mask.frozen_units(rho))
+            # Another case's mask does not know this case's roles.
+            found.append(Candidate(kind, None if kind == "other-case" else role, protected, rho, weight))
         return found
 
     def blind(self, parameter_share: float) -> list[Candidate]:
