@@ -10,7 +10,9 @@ import torch
 from freezeasguard.diffusion import load_unet, load_vae
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.metrics.recogniser import Recogniser
-from freezeasguard.miniature.gates import read_gates, vae_gate
+from freezeasguard.miniature.gates import Gate, merge_gates, read_gates
+from freezeasguard.miniature.gates_figures import figure_gates
+from freezeasguard.miniature.measure import GROUPS, measure_gates
 
 ROOT = Path(__file__).parent.parent
 MODEL, SCORERS = ROOT / "data/models/tiny-1.5", ROOT / "data/models/scorers"
@@ -22,8 +24,8 @@ def test_stored_gates_hold() -> None:
     assert [g.name for g in gates if not g.passed] == []
 
 
-def test_vae_gate_measured_afresh() -> None:
-    assert [g.name for g in vae_gate(MODEL, Recogniser.load(SCORERS)) if not g.passed] == []
+def test_figure_gates_measured_afresh() -> None:
+    assert [g.name for g in figure_gates(MODEL, SCORERS) if not g.passed] == []
 
 
 def test_686_tensors_and_size() -> None:
