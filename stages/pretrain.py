@@ -15,7 +15,7 @@ def main(work: Path = DATA / "pretrain", model: Path = DATA / "models" / "tiny-1
     gates = measure_gates(model, scorers)
     write_gates(gates, model)
     print(format_gates(gates))
-    if failed := [gate.name for gate in gates if not gate.passed]:
+    if failed := [gate.name for gate in gates if gate.passed is False]:
         raise FreezeAsGuardError(f"gates failed: {', '.join(failed)}; train longer or widen the model")
 
 

@@ -20,13 +20,17 @@ SCORERS = Path("data/models/scorers")
 class Gate:
     name: str
     value: float
-    bound: float
+    bound: float | None
+    """None: the value is reported and not judged."""
     at_least: bool
     """True: value >= bound passes; False: value <= bound."""
     meaning: str
 
     @property
-    def passed(self) -> bool:
+    def passed(self) -> bool | None:
+        """None where there is no bound."""
+        if self.bound is None:
+            return None
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
@@ -50,8 +54,10 @@ def read_gates(model: Path = MODEL) -> list[Gate]:
 
 
 def format_gates(gates: Sequence[Gate]) -> str:
-    return "\n".join(
-        f"{'pass' if g.passed else 'FAIL'}  {g.name:<22} {g.value:7.3f} {'>=' if g.at_least else '<='} {g.bound:.3f}  "
-        f"{g.meaning}"
-        for g in gates
-    )
+    """A line a gate: verdict, name, value, bound, meaning."""
+    verdicts = {True: "pass", False: "FAIL", None: ""}
+    lines = []
+    for g in gates:
+        bound = "" if g.bound is None else f"{'>=' if g.at_least else '<='} {g.bound:.3f}"
+        lines.append(f"{verdicts[g.passed]:<4}  {g.name:<22} {g.value:7.3f} {bound:<8}  {g.meaning}")
+    return "\n".join(lines)
