@@ -17,7 +17,7 @@ from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import NoiseSchedule, denoising_loss
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.freezing import freeze
-from freezeasguard.training import Checkpoint, FinetuneConfig, changed_tensors, finetune, finetune_identity
+from freezeasguard.training import Checkpoint, FinetuneConfig, changed_tensors, draw_batch, finetune, finetune_identity
 
 CONFIG = FinetuneConfig(steps=7, batch_size=3, lr=1e-2, checkpoint_steps=2)
 
@@ -210,6 +210,33 @@ def test_the_network_is_given_contiguous_latents(schedule: NoiseSchedule, toy: T
     assert not latents.is_contiguous()
     denoising_loss(toy, schedule, latents, torch.zeros(2, TOKENS, TEXT), torch.tensor([1, 2]), latents.clone())
     assert seen == [True]
+
+
+# --- drawing a batch ------------------------------------------------------------------------------
+
+
+def test_a_batch_holds_its_sets_one_after_the_other_and_draws_in_a_fixed_order(schedule: NoiseSchedule) -> None:
+    sets = [random_latents(4, seed=1), random_latents(5, seed=2)]
+    batch = draw_batch(sets, 3, schedule, generator(5), torch.device("cpu"))
+    by_hand = generator(5)
+    parts = [data.sample(3, by_hand) for data in sets]  # images and flips of each set, then timesteps, then noise
+    timesteps = torch.randint(1000, (6,), generator=by_hand)
+    noise = torch.randn(6, CHANNELS, SIZE, SIZE, generator=by_hand)
+    assert torch.equal(batch.latents, torch.cat([latents for latents, _ in parts]))
+    assert torch.equal(batch.text, torch.cat([text for _, text in parts]))
+    assert torch.equal(batch.timesteps, timesteps) and torch.equal(batch.noise, noise)
+
+
+def test_a_batch_like_another_has_its_noise_and_other_images(schedule: NoiseSchedule, data: LatentSet) -> None:
+    draws = generator()
+    first = draw_batch([data], 4, schedule, draws, torch.device("cpu"))
+    state = draws.get_state()
+    again = draw_batch([data], 4, schedule, draws, torch.device("cpu"), like=first)
+    assert torch.equal(again.timesteps, first.timesteps) and torch.equal(again.noise, first.noise)
+    draws.set_state(state)
+    latents, text = data.sample(4, draws)
+    assert torch.equal(again.latents, latents) and torch.equal(again.text, text)
+    assert not torch.equal(again.text, first.text)
 
 
 # --- kill and resume ------------------------------------------------------------------------------

@@ -10,55 +10,104 @@ from torch import Tensor
 
 from freezeasguard.bilevel import LearnedMask
 from freezeasguard.data.latents import SIDES
-from freezeasguard.mask import n_frozen, overlap
-
-
-def frozen_share_of_parameters(frozen: frozenset[str], sizes: Mapping[str, int]) -> float:
-    """Share of single weights that the frozen tensors hold, beside rho, the share of tensors."""
-    return sum(sizes[name] for name in frozen) / sum(sizes.values())
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.granularity import n_units, split_units
+from freezeasguard.protected import Protected
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation of two signals over tensors."""
+    """Spearman's correlation of two signals [n]."""
     ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def mask_diagnostics(
-    learned: LearnedMask,
-    rho: float,
-    without_signal: LearnedMask,
-    other_seeds: Sequence[LearnedMask],
-    sizes: Mapping[str, int],
-) -> dict[str, Any]:
-    """Figures that say whether the task signal made this mask.
+def overlap_of_units(a: Tensor, b: Tensor) -> float:
+    """Share of `a`'s frozen units (bool [N]) that `b` freezes too; two unrelated masks overlap by about rho."""
+    return float((a & b).sum() / a.sum()) if a.any() else 1.0
 
-    Overlaps are shares of the frozen tensors; two unrelated masks overlap by about rho.
+
+def overlap_of_masks(
+    masks: Mapping[str, Protected], shapes: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, float]]:
+    """How far masks agree over their units, e.g. those of several cases: [a][b] is the share of a's that b freezes.
+
+    A mask that freezes the same whatever its case guards against nothing in particular.
     """
-    frozen = learned.frozen(rho)
-    history = learned.history
-    sizes_by_side = {side: history.mean_size(side) for side in SIDES}
-    signals = {side: history.mean_signal(side) for side in SIDES}
+    kinds = {protected.granularity for protected in masks.values()}
+    if len(kinds) > 1:
+        raise FreezeAsGuardError(f"masks of granularity {' and '.join(sorted(kinds))} share no units")
+
+    def units(protected: Protected) -> Tensor:
+        return torch.cat(
+            [
+                protected.frozen_units.get(
+                    name, torch.full((n_units(shapes[name], protected.granularity),), name in protected.frozen)
+                )
+                for name in sorted(shapes)
+            ]
+        )
+
+    flat = {name: units(protected) for name, protected in masks.items()}
+    return {a: {b: overlap_of_units(flat[a], flat[b]) for b in flat} for a in flat}
+
+
+def block_of(name: str) -> str:
+    """The UNet block of a tensor: "up_blocks.3.resnets.0.conv1.weight" -> "up_blocks.3"."""
+    first, second = [*name.split("."), ""][:2]
+    return f"{first}.{second}" if second.isdecimal() else first
+
+
+def significant(value: float, digits: int = 4) -> float:
+    return float(f"{value:.{digits - 1}e}")
+
+
+def sums_by_tensor(units: Tensor, learned: LearnedMask) -> Tensor:
+    """Values [N] of all units -> their sums over each tensor, in the order of the sorted names."""
+    parts = split_units(units, learned.shapes, learned.granularity)
+    return torch.stack([parts[name].double().sum() for name in learned.names])
+
+
+def task_signal(learned: LearnedMask, side: str) -> dict[str, Any]:
+    """One side's signal over the mask steps: its size a unit, and where in the network it sits."""
+    signal, size = learned.history.mean_signal(side), learned.history.mean_size(side)
+    by_tensor = dict(zip(learned.names, sums_by_tensor(signal, learned).tolist(), strict=True))
+    by_block: dict[str, float] = {}
+    for name, value in by_tensor.items():
+        by_block[block_of(name)] = by_block.get(block_of(name), 0.0) + value
     return {
-        "n_frozen": n_frozen(rho, len(learned.names)),
-        "share_of_parameters_frozen": frozen_share_of_parameters(frozen, sizes),
+        "median_size": float(size.median()),
+        "max_size": float(size.max()),
+        "share_consistent": float((signal.abs() > 0.5 * size).float().mean()),
+        "by_block": {block: significant(value) for block, value in by_block.items()},
+        "by_tensor": {name: significant(value) for name, value in by_tensor.items()},
+    }
+
+
+def mask_diagnostics(
+    learned: LearnedMask, rho: float, without_signal: LearnedMask, other_seeds: Sequence[LearnedMask]
+) -> dict[str, Any]:
+    """Figures that say whether the task signal made this mask; none of them lists rows or weights.
+
+    Overlaps are shares of the frozen units; two unrelated masks overlap by about rho.
+    """
+    frozen = learned.top(rho)
+    history = learned.history
+    signals = [history.mean_signal(side) for side in SIDES]
+    return {
         "overlap_expected_by_chance": rho,
-        "overlap_with_initial_logits": overlap(frozen, learned.initially_frozen(rho)),
-        "overlap_with_zeroed_signal": overlap(frozen, without_signal.frozen(rho)),
-        "overlap_across_seeds": [overlap(frozen, other.frozen(rho)) for other in other_seeds],
-        "task_signal": {
-            side: {
-                "median_size": float(sizes_by_side[side].median()),
-                "max_size": float(sizes_by_side[side].max()),
-                "share_consistent": float((signals[side].abs() > 0.5 * sizes_by_side[side]).float().mean()),
-            }
-            for side in SIDES
-        },
-        "rank_correlation_of_sides": rank_correlation(signals["illegal"].abs(), signals["legal"].abs()),
+        "overlap_with_initial_logits": overlap_of_units(frozen, learned.initially_top(rho)),
+        "overlap_with_zeroed_signal": overlap_of_units(frozen, without_signal.top(rho)),
+        "overlap_across_seeds": [overlap_of_units(frozen, other.top(rho)) for other in other_seeds],
+        "task_signal": {side: task_signal(learned, side) for side in SIDES},
+        # of sizes: do both sides need the same tensors, the same units?
+        "rank_correlation_of_sides": rank_correlation(*(sums_by_tensor(s, learned).abs() for s in signals)),
+        "rank_correlation_of_sides_by_unit": rank_correlation(*(s.abs() for s in signals)),
         "logit_spread_start": float(learned.initial_logits.std()),
         "logit_spread_end": float(learned.logits.std()),
         "saturated": history.saturated,
         "mean_mask": history.mean_mask,
         "user_loss": history.user_loss,
         "loss": history.loss,
+        "path_sum": history.path_sum,
+        "path_check": history.path_check,
     }

@@ -16,7 +16,7 @@ from freezeasguard.baselines.random_freezing import random_frozen_by_parameters,
 from freezeasguard.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
 from freezeasguard.config import Mask, Params, arm_granularity
 from freezeasguard.data.latents import FINETUNED_SIDES, SIDES, CaseData
-from freezeasguard.diagnostics import mask_diagnostics
+from freezeasguard.diagnostics import mask_diagnostics, overlap_of_units
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.protected import Protected, mask_sizes, write_protected
@@ -88,20 +88,47 @@ def load_finetuned(folder: Path) -> dict[tuple[str, ...], Mapping[str, torch.Ten
     return found
 
 
-def _learn(config: MaskConfig, model: Path, data: CaseData, finetuned: Path, rho: float, seed: int, device: str) -> Any:
-    unet = load_unet(model).to(device)
+CONTROLS = ("one_shot", "zeroed_signal")
+"""Masks that the learned one must beat: one mask step's ranking, and its own run without a task signal."""
+
+
+def _learn(
+    config: MaskConfig,
+    model: Path,
+    data: CaseData,
+    finetuned: Path,
+    rho: float,
+    seed: int,
+    device: str,
+    control: str | None,
+) -> LearnedMask:
+    generator = torch.Generator().manual_seed(seed)
+    unet = load_unet(model)
+    if control == "zeroed_signal":
+        return learn_without_signal(tensor_shapes(unet), config, rho, generator)
     sides = {side: data.select(side, ["mask_learning"]) for side in SIDES}
     schedule = NoiseSchedule.of(load_scheduler(model))
-    generator = torch.Generator().manual_seed(seed)
-    start = load_finetuned(finetuned)
-    learner = MaskLearner(unet, schedule, sides, start, config, rho, generator)
-    return learner.learn(f"learning the mask (seed {seed})")
+    learner = MaskLearner(unet.to(device), schedule, sides, load_finetuned(finetuned), config, rho, generator)
+    return learner.one_shot() if control == "one_shot" else learner.learn(f"learning the mask (seed {seed})")
 
 
 def protect_by_mask(
-    params: Params, mask: Mask, model: Path, data: CaseData, finetuned: Path, folder: Path, rho: float
+    params: Params,
+    mask: Mask,
+    model: Path,
+    data: CaseData,
+    finetuned: Path,
+    folder: Path,
+    rho: float,
+    control: str | None = None,
 ) -> LearnedMask:
-    """FreezeAsGuard: learn the mask, learn it again from other seeds, and say what it is made of."""
+    """FreezeAsGuard: learn the mask, learn it again from other seeds, and say what it is made of.
+
+    Args:
+        control: none, or the one of `CONTROLS` whose mask is written instead.
+    """
+    if control not in (None, *CONTROLS):
+        raise FreezeAsGuardError(f"the control is {control!r}; use {' or '.join(CONTROLS)}")
     config = MaskConfig(**mask.settings())
     device = resolve_device(params.device)
     seeds = [params.seed + offset for offset in range(mask.diagnostic_seeds + 1)]
@@ -109,7 +136,7 @@ def protect_by_mask(
 
         def task(seed: int) -> Any:
             def learn() -> None:
-                learned = _learn(config, model, data, finetuned, rho, seed, device)
+                learned = _learn(config, model, data, finetuned, rho, seed, device, control)
                 torch.save(learned, f"{scratch}/{seed}.pt")
 
             return learn
@@ -117,9 +144,19 @@ def protect_by_mask(
         run_side_by_side({str(seed): task(seed) for seed in seeds}, params.workers, device)
         learned, *others = [torch.load(f"{scratch}/{seed}.pt", weights_only=False) for seed in seeds]
     unet = load_unet(model)
-    sizes = {name: tensor.numel() for name, tensor in named_tensors(unet).items()}
-    silent = learn_without_signal(learned.names, config, rho, torch.Generator().manual_seed(params.seed))
-    diagnostics = mask_diagnostics(learned, rho, silent, others, sizes)
+    shapes = tensor_shapes(unet)
     settings = {"rho": rho, "seed": params.seed, "preset": mask.preset, **mask.settings()}
-    write_for(unet, folder, Protected("freezeasguard", learned.frozen(rho), {}, settings, diagnostics))
+    protected = Protected(
+        control or "freezeasguard",
+        settings=settings,
+        granularity=config.granularity,
+        frozen_units=learned.frozen_units(rho),
+    )
+    if control:
+        agreement = [overlap_of_units(learned.top(rho), other.top(rho)) for other in others]
+        diagnostics = {"overlap_expected_by_chance": rho, "overlap_across_seeds": agreement}
+    else:
+        silent = learn_without_signal(shapes, config, rho, torch.Generator().manual_seed(params.seed))
+        diagnostics = mask_diagnostics(learned, rho, silent, others)
+    write_for(unet, folder, replace(protected, diagnostics={**mask_sizes(protected, shapes), **diagnostics}))
     return learned
