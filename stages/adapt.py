@@ -8,7 +8,8 @@ from freezeasguard.stage import DATA, load, model_path, run
 def main(case: str, arm: str) -> None:
     params = load(case)
     data = CaseData.load(DATA / "latents" / case)
-    protected, out = DATA / "protected" / case / arm, DATA / "adapted" / case / arm
+    protected = DATA / "protected" / params.protected(case, arm)
+    out = DATA / "adapted" / case / arm
     adapt_cell(params, case, arm, model_path(params, case), protected, data, out)
 
 

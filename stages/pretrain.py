@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import write_json
-from freezeasguard.miniature.gates import format_gates, gates_to_json, measure_gates
+from freezeasguard.miniature.gates import format_gates, write_gates
+from freezeasguard.miniature.measure import measure_gates
 from freezeasguard.miniature.recipe import assemble, run_recipe
 from freezeasguard.stage import DATA, SCORERS, run
 
@@ -13,9 +13,9 @@ def main(work: Path = DATA / "pretrain", model: Path = DATA / "models" / "tiny-1
     run_recipe(work)
     assemble(work, model, scorers)
     gates = measure_gates(model, scorers)
-    write_json(model / "gates.json", gates_to_json(gates))
+    write_gates(gates, model)
     print(format_gates(gates))
-    if failed := [gate.name for gate in gates if not gate.passed]:
+    if failed := [gate.name for gate in gates if gate.passed is False]:
         raise FreezeAsGuardError(f"gates failed: {', '.join(failed)}; train longer or widen the model")
 
 

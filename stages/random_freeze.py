@@ -1,14 +1,14 @@
-"""Random-rho: freeze tensors drawn blindly."""
+"""Random-rho and the other masks that no learning made: freeze blindly, or by a rule of thumb."""
 
 from freezeasguard.diffusion import load_unet
-from freezeasguard.protect import protect_randomly
+from freezeasguard.protect import protect_blindly
 from freezeasguard.stage import DATA, load, model_path, run
 
 
 def main(case: str, arm: str = "random") -> None:
     params = load(case)
     unet = load_unet(model_path(params, case))
-    protect_randomly(unet, DATA / "protected" / case / arm, params.arm_rho(arm), params.seed)
+    protect_blindly(unet, arm, DATA / "protected" / case / arm, params.arm_rho(arm), params.seed)
 
 
 if __name__ == "__main__":

@@ -1,36 +1,43 @@
-"""Score the images of one cell: a row an image, and each score with its interval."""
+"""Score the images of a case's arms: a row an image, each score with its interval, and the arms compared."""
+
+from pathlib import Path
 
 import pandas as pd
 from safetensors.torch import load_file
+from tqdm.auto import tqdm
 
 from freezeasguard.data.latents import SIDES, CaseData
-from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.scoring import Extractors, positions, score_images, score_names, summarise
+from freezeasguard.files import folder_atomically, read_json, write_json
+from freezeasguard.scores import SCORES
+from freezeasguard.scoring import Extractors, Reference, compare_arms, kept_losses, score_arm, score_images
 from freezeasguard.stage import DATA, REPORTS, SCORERS, load, run
 
 
-def main(case: str, arm: str) -> None:
+def main(case: str) -> None:
     params = load(case)
     data = CaseData.load(DATA / "latents" / case)
-    folder = DATA / "images" / case / arm
-    real = load_file(DATA / "reference" / case / "features.safetensors")
-    table = pd.read_csv(folder / "index.csv", keep_default_na=False)
-    scored, features = score_images(table, folder, real, Extractors(SCORERS, params.workers))
-    names = score_names(params.domains[params.cases[case].domain])
-    scores = {}
-    for side in SIDES:
-        rows = (scored["side"] == side).to_numpy()
-        targets = data.rows(side, ["adaptation", "held_out"])["row"].to_numpy()
-        real_side = real["efficientnet"][positions(real, targets)].numpy()
-        scores[side] = {}
-        for part, chosen in (("all", rows), ("held_out", rows & (scored["part"] == "held_out").to_numpy())):
-            if chosen.sum() > 1:
-                chosen_rows = scored[chosen].reset_index(drop=True)
-                resamples = params.score.bootstrap_resamples
-                scores[side][part] = summarise(chosen_rows, features[chosen], real_side, names, resamples, params.seed)
-    with folder_atomically(DATA / "scores" / case / arm) as out:
-        scored.to_csv(out / "images.csv", index=False)
-    write_json(REPORTS / "scores" / case / f"{arm}.json", scores)
+    names = params.domain_of(case).score_names()
+    extractors = Extractors(params.score, SCORERS, params.workers)
+    reference = Reference.from_tensors(load_file(DATA / "reference" / case / "features.safetensors"))
+    kept = kept_losses({arm: read_fixed_noise_losses(DATA / "adapted" / case / arm) for arm in params.arms(case)})
+    raw, scored = DATA / "raw" / params.cases[case].domain, {}
+    with folder_atomically(DATA / "scores" / case) as out, folder_atomically(REPORTS / "scores" / case) as metrics:
+        for arm in tqdm(params.arms(case), desc=f"scoring {case}"):
+            folder = DATA / "images" / case / arm
+            table = pd.read_csv(folder / "index.csv", keep_default_na=False)
+            scored[arm] = score_images(table, folder, raw, data, reference, names, extractors)
+            scored[arm].table.to_csv(out / f"{arm}.csv", index=False)
+            scores = score_arm(scored[arm], data, reference, names, params.score, params.seed)
+            write_json(metrics / f"{arm}.json", {side: {"loss": kept[arm][side], **scores[side]} for side in scores})
+        resamples = params.score.bootstrap_resamples
+        differences = {
+            name: compare_arms(scored, name, resamples, params.seed) for name in names if SCORES[name].an_image
+        }
+        write_json(metrics / "differences.json", differences)
+
+
+def read_fixed_noise_losses(adapted: Path) -> dict[str, float]:
+    return {side: read_json(adapted / f"{side}.json", "run `dvc repro adapt`")["fixed_noise_loss"] for side in SIDES}
 
 
 if __name__ == "__main__":

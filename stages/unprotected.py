@@ -1,4 +1,4 @@
-"""The arms that nothing protects: pretrained (never fine-tuned) and full (every tensor trainable)."""
+"""The model that nothing protects: where full fine-tuning starts, and the pre-trained arm stays."""
 
 from freezeasguard.diffusion import load_unet
 from freezeasguard.protect import protect_nothing
@@ -8,8 +8,7 @@ from freezeasguard.stage import DATA, load, model_path, run
 def main(case: str) -> None:
     params = load(case)
     unet = load_unet(model_path(params, case))
-    for arm in ("pretrained", "full"):
-        protect_nothing(unet, DATA / "protected" / case / arm, arm)
+    protect_nothing(unet, DATA / "protected" / case / "full", "full")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from freezeasguard.diffusion import (
     named_tensors,
 )
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.miniature.gates import drawn_figures, latent_set
+from freezeasguard.miniature.gates_figures import drawn_figures, latent_set
 from freezeasguard.protected import load_tensors
 from freezeasguard.training import FinetuneConfig, finetune
 

@@ -102,7 +102,7 @@ def test_baselines_get_cells_and_a_protection_stage(tmp_path: Path) -> None:
     path.write_text(profile_text("smoke").replace("sweep: []", "sweep: []\n    baselines: [imma, uce-b, uce]"))
     write_cells(path)
     params = load_params(path)
-    expected = ["pretrained", "full", "uce", "uce-b", "imma", "freezeasguard", "random"]
+    expected = ["pretrained", "uce-before", "uce-b-before", "full", "uce", "uce-b", "imma", "freezeasguard", "random"]
     assert params.arms("portraits") == expected
     assert {cell.arm: cell.stage for cell in params.sweep_cells.values()} == {
         "uce": "uce",

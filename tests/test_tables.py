@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from freezeasguard.config import Params, parse_params, profile_text
+from freezeasguard.config import Case, Params, derive_cells, parse_params, profile_text
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
+from freezeasguard.scoring import compared_arms
 from freezeasguard.tables import paper_value, paper_values, write_tables
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -17,38 +18,49 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @pytest.fixture
 def params() -> Params:
-    return parse_params(yaml.safe_load(profile_text("tiny")), Path("params.yaml"))
+    values = yaml.safe_load(profile_text("smoke"))
+    values["cases"]["portraits"] |= {"baselines": ["uce", "imma"], "sweep": [10]}
+    cases = {name: Case.model_validate(block) for name, block in values["cases"].items()}
+    values |= {k: {n: c.model_dump() for n, c in block.items()} for k, block in derive_cells(cases).items()}
+    return parse_params(values, Path("params.yaml"))
 
 
 @pytest.fixture
 def reports(tmp_path: Path, params: Params) -> Path:
-    for number, arm in enumerate(params.arms("portraits")):
+    arms = params.arms("portraits")
+    for number, arm in enumerate(arms):
         sides = {}
         for offset, side in enumerate(("illegal", "legal")):
             value = 0.4 + 0.1 * number + 0.01 * offset
             score = {"value": value, "low": value - 0.05, "high": value + 0.05, "n": 60, "n_missing": number}
             sides[side] = {
+                "loss": {"fixed_noise": 0.1, "kept": 1 - 0.1 * number},
                 "all": {
                     "recogniser": score,
                     "fd_efficientnet_lite0": {**score, "value": 100 * value, "n_missing": 0},
                     "clip_tiny": {**score, "value": 50 * value, "n_missing": 0},
-                }
+                },
             }
         write_json(tmp_path / f"scores/portraits/{arm}.json", sides)
-    line = {"real_vs_real": 0.05, "real_vs_other": 0.95, "auc": 0.999, "n": 300, "n_missing": 1}
-    write_json(tmp_path / "scores/portraits/real.json", {"recogniser": {"illegal": line, "legal": line}})
+    found = {"interval": {"value": 0.1, "low": -0.02, "high": 0.22}, "p": 0.04, "p_holm": 0.08}
+    pairs = {f"{a} - {b}": found for a, b in compared_arms(arms)}
+    differences = {name: {"illegal": pairs, "legal": pairs} for name in ("recogniser", "clip_tiny")}
+    write_json(tmp_path / "scores/portraits/differences.json", differences)
+    line = {"real_vs_real": 0.05, "real_vs_other": 0.95, "n": 300, "n_missing": 1}
+    lines = {"recogniser": {"illegal": line, "legal": line, "auc": 0.999}}
+    write_json(tmp_path / "calibration/portraits.json", lines)
     return tmp_path
 
 
-@pytest.mark.parametrize("suffix", ["md", "csv", "tex"])
-def test_table_2_is_byte_equal_to_the_golden_one(params: Params, reports: Path, suffix: str) -> None:
+@pytest.mark.parametrize("name", ["table2.md", "table2.csv", "table2.tex", "table2-differences.md"])
+def test_table_2_is_byte_equal_to_the_golden_one(params: Params, reports: Path, name: str) -> None:
     write_tables(params, reports)
-    assert (reports / f"tables/table2.{suffix}").read_bytes() == (GOLDEN / f"table2.{suffix}").read_bytes()
+    assert (reports / "tables" / name).read_bytes() == (GOLDEN / name).read_bytes()
 
 
 def test_a_missing_cell_is_an_error(params: Params, reports: Path) -> None:
     (reports / "scores/portraits/random.json").unlink()
-    with pytest.raises(FreezeAsGuardError, match=r"random.json is missing; run `dvc repro score@portraits-random`"):
+    with pytest.raises(FreezeAsGuardError, match=r"random.json is missing; run `dvc repro score@portraits`"):
         write_tables(params, reports)
     assert not (reports / "tables").exists()
 

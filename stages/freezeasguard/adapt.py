@@ -15,7 +15,14 @@ from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, na
 from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.granularity import mask_digest
 from freezeasguard.protected import Protected, load_tensors, read_protected
-from freezeasguard.training import Checkpoint, FinetuneConfig, changed_tensors, finetune, finetune_identity
+from freezeasguard.training import (
+    Checkpoint,
+    FinetuneConfig,
+    changed_tensors,
+    finetune,
+    finetune_identity,
+    fixed_noise_loss,
+)
 from freezeasguard.workers import resolve_device, run_side_by_side
 
 CHECKPOINTS = Path("data/checkpoints")
@@ -60,9 +67,12 @@ def adapt_and_save(
         checkpoint=checkpoint,
         description=f"fine-tuning {checkpoint_name}",
     )
+    # Seeded apart from training, and alike for every arm.
+    fixed = fixed_noise_loss(unet, schedule, data, torch.Generator().manual_seed(seed + 1))
     changed = changed_tensors(unet.to("cpu"), published)
     save_file(changed, out / f"{name}.safetensors")
-    write_json(out / f"{name}.json", {"losses": losses, "n_changed": len(changed), "n_images": len(data)})
+    record = {"losses": losses, "fixed_noise_loss": fixed, "n_changed": len(changed), "n_images": len(data)}
+    write_json(out / f"{name}.json", record)
     checkpoint.clear()
 
 
@@ -84,7 +94,8 @@ def relearn_case(params: Params, case: str, model: Path, data: CaseData, out: Pa
 def adapt_cell(params: Params, case: str, arm: str, model: Path, protected: Path, data: CaseData, out: Path) -> None:
     """The illegal and the legal user of a cell, each on the adaptation half of its side."""
     sets = {side: data.select(side, ["adaptation"]) for side in SIDES}
-    block = params.adapt.model_copy(update={"steps": 0}) if arm == "pretrained" else params.adapt
+    steps = params.cells[f"{case}-{arm}"].steps
+    block = params.adapt if steps is None else params.adapt.model_copy(update={"steps": steps})
     _run(params, model, protected, sets, block, out, f"{case}-{arm}")
 
 

@@ -65,10 +65,19 @@ def new_case(
 
 
 @cli.command()
-def gates() -> None:
+def gates(
+    only: Annotated[
+        list[str] | None, typer.Option(help="Measure this group of gates again, and keep what it says.")
+    ] = None,
+) -> None:
     """Print the quality gates of the shipped miniature model."""
-    from freezeasguard.miniature.gates import format_gates, read_gates
+    from freezeasguard.miniature.gates import MODEL, SCORERS, format_gates, merge_gates, read_gates, write_gates
 
+    if only:
+        from freezeasguard.miniature.measure import measure_gates
+
+        kept = read_gates()  # where there is nothing to merge into, say so before measuring
+        write_gates(merge_gates(kept, measure_gates(MODEL, SCORERS, only)))
     print(format_gates(read_gates()))
 
 

@@ -14,10 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
+from freezeasguard.scores import EMBEDDED_SCORES, OTHER_SCORES, SCORES
 
 PARAMS = Path("params.yaml")
 BASELINES = {"uce": "uce", "uce-b": "uce", "imma": "imma"}
 """Arms that a case may ask for beside the headline's four, and the stage that protects each."""
+ERASERS = ("uce", "uce-b")
+BEFORE = "-before"
+"""Ends the name of an eraser's arm whose users have not trained: its gate, before any fine-tuning."""
 
 Positive = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -160,12 +164,24 @@ class Domain(Block):
     explicit: bool = False
     """Explicit material: needs allow_explicit, and is blurred wherever a report shows it."""
     images_per_class: Positive = 60
-    """Of the embedded sources; the ORL photographs are 10 a person and 400 in all."""
+    """Of the embedded sources; the ORL photographs are 10 a person and 200 in all."""
     size_px: Positive = 64
     mask_learning_images: Positive = 100
     """A class; where it has fewer than 1.5 times as many images, half of them (paper, App. E)."""
     held_out_images: Positive = 4
     """A class; taken from the adaptation half and never trained on: their captions are the held-out prompts."""
+    scores: Annotated[list[str], Field(min_length=1)] | None = None
+    """Names out of `scores.SCORES`, the first being the one a table argues with; null: the source's own."""
+
+    def score_names(self) -> tuple[str, ...]:
+        """What images of this domain are scored with, in the order of the table's columns."""
+        return tuple(self.scores) if self.scores else EMBEDDED_SCORES.get(self.source, OTHER_SCORES)
+
+    @model_validator(mode="after")
+    def _scores_are_known(self) -> Domain:
+        if unknown := sorted(set(self.scores or ()) - set(SCORES)):
+            raise ValueError(f"there is no score {unknown[0]!r}; choose from {', '.join(SCORES)}")
+        return self
 
     @model_validator(mode="after")
     def _source_is_described(self) -> Domain:
@@ -207,18 +223,30 @@ class Case(Block):
     """What UCE erases; the illegal classes' subjects where the list is empty."""
     guide: str = " "
     """What UCE makes the concepts mean: "celebrity" for people, "art" for artists (paper's authors)."""
+    adapt_steps: Positive | None = None
+    """Of this case's users; null: adapt.steps. The paper trains longer on explicit content."""
     sweep: list[Annotated[int, Field(ge=0, le=100)]] = []
     """Further freeze percents, each with a freezeasguard and a random arm."""
+    granularities: list[Literal["row", "element"]] = []
+    """Finer masks than the paper's tensors, each with a freezeasguard and a random arm at the headline rho."""
+    controls: list[Literal["random-parameters", "magnitude", "attention", "convolutions", "time_embedding"]] = []
+    """Further masks of the headline size that no learning made: by parameter count, or by rule of thumb."""
 
 
 class Cell(Block):
     case: str
     arm: str
+    protected: str
+    """The protected model that the arm's users start from; another arm's, where this one does not train."""
+    steps: Annotated[int, Field(ge=0)] | None = None
+    """Of its users; null: adapt.steps."""
 
 
-class SweepCell(Cell):
-    """A baseline, or an arm at a percent of its case's sweep, and the stage that protects it."""
+class SweepCell(Block):
+    """An arm beside the headline's four, and the stage that protects it."""
 
+    case: str
+    arm: str
     stage: Literal["learn_mask", "random_freeze", "uce", "imma"]
 
 
@@ -392,7 +420,48 @@ class Generate(Block):
 
 
 class Score(Block):
+    """How images are scored; the files are of the paper's own scores, which `domains.<name>.scores` asks for."""
+
     bootstrap_resamples: Positive
+    face_detector: str = "retinaface"
+    """DeepFace's detector backend."""
+    nudenet_weights: Path | None = None
+    """`640m.onnx`; null: the network that NudeNet ships."""
+    nudenet_px: Positive = 320
+    nudenet_threshold: Annotated[float, Field(ge=0.25, le=1)] = 0.25
+    csd_weights: Path | None = None
+    inception_weights: Path | None = None
+    topiq_weights: Path | None = None
+    clip_folder: Path | None = None
+    """A CLIP in transformers' layout, e.g. openai/clip-vit-base-patch16."""
+    kid_subset_size: Positive = 1000
+    """At most; half of the smaller set where that is less."""
+    kid_subsets: Annotated[int, Field(ge=2)] = 100
+
+
+class Study(Block):
+    """Masks and baselines of one case against their controls, with both role assignments (see `study`)."""
+
+    case: str
+    seed: Annotated[int, Field(ge=0)]
+    masks: bool = True
+    """Learned masks of every granularity, and their blind controls."""
+    random_draws: Positive = 5
+    rules: bool = True
+    """Also masks by rule of thumb."""
+    rhos: list[Ratio] = []
+    """Further freeze ratios of the learned masks, at even weights."""
+    illegal_weights: list[Ratio] = []
+    """Further weights of the illegal side, at the headline rho."""
+    other_case: str | None = None
+    """A case whose mask is tried on this one's data."""
+    uce: list[UCE] = []
+    imma: list[IMMA] = []
+    """Settings to sweep, each with the case's roles as given."""
+
+    def mask_settings(self, rho: float) -> list[tuple[float, float]]:
+        """(freeze ratio, weight of the illegal side) of every learned mask, the headline's first."""
+        return [(rho, 0.5), *((r, 0.5) for r in self.rhos), *((rho, w) for w in self.illegal_weights)]
 
 
 class Params(Block):
@@ -418,6 +487,9 @@ class Params(Block):
     adapt: Adapt
     generate: Generate
     score: Score
+    studies: dict[str, Study] = {}
+    study_tables: dict[str, list[str]] = {}
+    """Which studies a table is made of, e.g. those of one domain and several seeds."""
 
     @model_validator(mode="after")
     def _references(self) -> Params:
@@ -429,6 +501,13 @@ class Params(Block):
                 raise ValueError(f"cases.{name}.domain is {case.domain!r}; domains has {sorted(self.domains)}")
             if case.model not in self.models:
                 raise ValueError(f"cases.{name}.model is {case.model!r}; models has {sorted(self.models)}")
+        for name, study in self.studies.items():
+            for key, case in (("case", study.case), ("other_case", study.other_case)):
+                if case is not None and case not in self.cases:
+                    raise ValueError(f"studies.{name}.{key} is {case!r}; cases has {sorted(self.cases)}")
+        for name, studies in self.study_tables.items():
+            if unknown := sorted(set(studies) - set(self.studies)):
+                raise ValueError(f"study_tables.{name} names {unknown[0]!r}; studies has {sorted(self.studies)}")
         for key, expected in derive_cells(self.cases).items():
             if (found := getattr(self, key)) != expected:
                 odd = sorted(set(found) ^ set(expected)) or sorted(found)
@@ -439,11 +518,18 @@ class Params(Block):
         """The arms of a case in the order of its table."""
         return [cell.arm for cell in self.cells.values() if cell.case == case]
 
+    def protected(self, case: str, arm: str) -> Path:
+        """The folder of the arm's protected model, below data/protected."""
+        return Path(case) / self.cells[f"{case}-{arm}"].protected
+
+    def domain_of(self, case: str) -> Domain:
+        return self.domains[self.cases[case].domain]
+
     def arm_rho(self, arm: str) -> float:
         """The freeze ratio of an arm: its own percent, else the headline rho; 0 where nothing freezes."""
-        method, percent = split_arm(arm)
-        if method not in ("freezeasguard", "random"):
+        if arm in ("pretrained", "full") or arm.removesuffix(BEFORE) in BASELINES:
             return 0.0
+        _, percent = split_arm(arm)
         return self.rho if percent is None else percent / 100
 
 
@@ -453,23 +539,36 @@ def split_arm(arm: str) -> tuple[str, int | None]:
     return (method, int(percent)) if percent.isdecimal() else (arm, None)
 
 
+def arm_granularity(arm: str) -> str:
+    """What the mask of an arm is made of: "random-row" -> "row"; the paper's tensors without a suffix."""
+    suffix = arm.rpartition("-")[2]
+    return suffix if suffix in ("row", "element") else "tensor"
+
+
 def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
     """The blocks `cells` (case x arm by name "case-arm", in table order) and `sweep_cells`."""
     cells: dict[str, Any] = {}
     swept: dict[str, Any] = {}
     for name, case in cases.items():
-        for arm in ("pretrained", "full"):
-            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
-        for arm in (arm for arm in BASELINES if arm in case.baselines):
-            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
-            swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=BASELINES[arm])
-        for arm in ("freezeasguard", "random"):
-            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
-        for percent in case.sweep:
-            for method, stage in (("freezeasguard", "learn_mask"), ("random", "random_freeze")):
-                arm = f"{method}-{percent}"
-                cells[f"{name}-{arm}"] = Cell(case=name, arm=arm)
+
+        def add(arm: str, stage: Any = None, name: str = name, steps: int | None = case.adapt_steps) -> None:
+            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm, protected=arm, steps=steps)
+            if stage:
                 swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=stage)
+
+        cells[f"{name}-pretrained"] = Cell(case=name, arm="pretrained", protected="full", steps=0)
+        for arm in (arm for arm in ERASERS if arm in case.baselines):
+            cells[f"{name}-{arm}{BEFORE}"] = Cell(case=name, arm=f"{arm}{BEFORE}", protected=arm, steps=0)
+        add("full")
+        for arm in (arm for arm in BASELINES if arm in case.baselines):
+            add(arm, stage=BASELINES[arm])
+        add("freezeasguard")
+        add("random")
+        for suffix in (*case.granularities, *case.sweep):
+            add(f"freezeasguard-{suffix}", stage="learn_mask")
+            add(f"random-{suffix}", stage="random_freeze")
+        for arm in case.controls:
+            add(arm, stage="random_freeze")
     return {"cells": cells, "sweep_cells": swept}
 
 

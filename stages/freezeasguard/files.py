@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -80,3 +81,8 @@ def read_json(path: Path, remedy: str) -> Any:
         raise FreezeAsGuardError(f"{path} is missing; {remedy}") from None
     except json.JSONDecodeError as error:
         raise FreezeAsGuardError(f"{path} is not JSON ({error}); {remedy}") from error
+
+
+def fingerprint(*content: Any) -> str:
+    """A short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]

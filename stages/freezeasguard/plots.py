@@ -171,7 +171,7 @@ def write_figures(params: Params, data: Path, out: Path, models: dict[str, Path]
     written = []
     for case in params.cases:
         arms = params.arms(case)
-        protected = {arm: read_protected_file(data / "protected" / case / arm) for arm in arms}
+        protected = {arm: read_protected_file(data / "protected" / params.protected(case, arm)) for arm in arms}
         labels = {arm: arm_label(arm, params.arm_rho(arm)) for arm in arms}
         masks = {f"{case} {labels[arm]}": set(p["frozen"]) for arm, p in protected.items() if p["frozen"]}
         if masks:

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from freezeasguard.baselines.heuristics import RULES, heuristic_frozen
 from freezeasguard.baselines.random_freezing import random_frozen_by_parameters, random_frozen_units
 from freezeasguard.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
-from freezeasguard.config import Mask, Params
+from freezeasguard.config import Mask, Params, arm_granularity
 from freezeasguard.data.latents import FINETUNED_SIDES, SIDES, CaseData
 from freezeasguard.diagnostics import mask_diagnostics, overlap_of_units
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash, named_tensors
@@ -62,6 +63,17 @@ def protect_randomly(
         units = random_frozen_units(shapes, rho, granularity, generator)
         drawn = Protected("random", settings=settings, granularity=granularity, frozen_units=units)
     write_for(unet, folder, replace(drawn, diagnostics=mask_sizes(drawn, shapes)))
+
+
+def protect_blindly(unet: torch.nn.Module, arm: str, folder: Path, rho: float, seed: int) -> None:
+    """An arm whose mask knows nothing of the data: random of some kind, or by a rule of thumb."""
+    if arm in RULES:
+        frozen = heuristic_frozen(arm, named_tensors(unet), rho, torch.Generator().manual_seed(seed))
+        by_rule = Protected(arm, frozen, settings={"rho": rho, "seed": seed})
+        write_for(unet, folder, replace(by_rule, diagnostics=mask_sizes(by_rule, tensor_shapes(unet))))
+        return
+    by_parameters = arm == "random-parameters"
+    protect_randomly(unet, folder, rho, seed, arm_granularity(arm), by_parameters=by_parameters)
 
 
 def load_finetuned(folder: Path) -> dict[tuple[str, ...], Mapping[str, torch.Tensor]]:

@@ -9,7 +9,7 @@ import torch
 
 from freezeasguard.baselines.imma import IMMAConfig, immunise
 from freezeasguard.baselines.uce import UCEConfig, uce_edit
-from freezeasguard.config import Params
+from freezeasguard.config import IMMA, UCE, Case, Params
 from freezeasguard.data.latents import CaseData
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_text, load_unet, named_tensors
 from freezeasguard.protect import write_for
@@ -17,32 +17,39 @@ from freezeasguard.protected import Protected
 from freezeasguard.workers import resolve_device
 
 
-def protect_by_uce(params: Params, case: str, arm: str, model: Path, data: CaseData, folder: Path) -> None:
+def uce_protected(case: Case, config: UCE, reading: str, model: Path, data: CaseData) -> Protected:
     """UCE: the illegal classes' names, or the case's own concepts, are edited out of the cross-attention."""
     unet = load_unet(model)
-    config = UCEConfig("B" if arm == "uce-b" else "A", params.uce.erase_scale, params.uce.ridge)
-    block = params.cases[case]
+    edit = UCEConfig(reading, config.erase_scale, config.ridge)
     subjects = data.index.loc[data.index["side"] == "illegal", "subject"]
-    concepts = block.concepts or sorted(set(subjects))
-    edited = uce_edit(unet, *load_text(model), concepts, block.guide, params.uce.preserve, config)
+    concepts = case.concepts or sorted(set(subjects))
+    edited = uce_edit(unet, *load_text(model), concepts, case.guide, config.preserve, edit)
     tensors = named_tensors(unet)
     moved = {
         name: float((new - tensors[name]).detach().norm() / tensors[name].detach().norm())
         for name, new in edited.items()
     }
-    settings = {**asdict(config), "concepts": concepts, "guide": block.guide, "preserve": params.uce.preserve}
-    diagnostics = {"n_edited": len(edited), "relative_change": moved}
-    write_for(unet, folder, Protected("uce", frozenset(), edited, settings, diagnostics))
+    settings = {**asdict(edit), "concepts": concepts, "guide": case.guide, "preserve": config.preserve}
+    return Protected("uce", frozenset(), edited, settings, {"n_edited": len(edited), "relative_change": moved})
+
+
+def imma_protected(config: IMMA, model: Path, data: CaseData, seed: int, device: str) -> Protected:
+    """IMMA on the illegal side's mask-learning half."""
+    alternation = IMMAConfig(**config.model_dump())
+    unet = load_unet(model).to(device)
+    schedule = NoiseSchedule.of(load_scheduler(model))
+    generator = torch.Generator().manual_seed(seed)
+    illegal = data.select("illegal", ["mask_learning"])
+    edited, history = immunise(unet, schedule, illegal, alternation, generator=generator)
+    diagnostics = {"n_edited": len(edited), **asdict(history)}
+    return Protected("imma", frozenset(), edited, {**asdict(alternation), "seed": seed}, diagnostics)
+
+
+def protect_by_uce(params: Params, case: str, arm: str, model: Path, data: CaseData, folder: Path) -> None:
+    reading = "B" if arm == "uce-b" else "A"
+    write_for(load_unet(model), folder, uce_protected(params.cases[case], params.uce, reading, model, data))
 
 
 def protect_by_imma(params: Params, model: Path, data: CaseData, folder: Path) -> None:
-    """IMMA on the illegal side's mask-learning half."""
-    config = IMMAConfig(**params.imma.model_dump())
-    unet = load_unet(model).to(resolve_device(params.device))
-    schedule = NoiseSchedule.of(load_scheduler(model))
-    generator = torch.Generator().manual_seed(params.seed)
-    illegal = data.select("illegal", ["mask_learning"])
-    edited, history = immunise(unet, schedule, illegal, config, generator=generator)
-    settings = {**asdict(config), "seed": params.seed}
-    diagnostics = {"n_edited": len(edited), **asdict(history)}
-    write_for(load_unet(model), folder, Protected("imma", frozenset(), edited, settings, diagnostics))
+    device = resolve_device(params.device)
+    write_for(load_unet(model), folder, imma_protected(params.imma, model, data, params.seed, device))

@@ -64,7 +64,7 @@ def write_report(params: Params, data: Path, reports: Path) -> Path:
             if (reports / "figures" / f"{figure}.png").is_file():
                 parts.append(f"<h3>{caption}</h3><img src='figures/{figure}.png' alt='{figure}'>")
         for arm in params.arms(name):
-            diagnostics = read_protected_file(data / "protected" / name / arm)["diagnostics"]
+            diagnostics = read_protected_file(data / "protected" / params.protected(name, arm))["diagnostics"]
             if "mean_mask" in diagnostics:
                 parts.append(
                     f"<h3>Is the mask its signal's work? ({arm})</h3>{html_table(diagnostic_rows(diagnostics))}"

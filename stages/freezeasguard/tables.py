@@ -7,59 +7,43 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from freezeasguard.config import Params, split_arm
+from freezeasguard.config import Params, arm_granularity, split_arm
 from freezeasguard.data.latents import SIDES
 from freezeasguard.files import read_json, write_atomically
+from freezeasguard.scores import SCORES
 
-
-@dataclass(frozen=True)
-class Column:
-    score: str
-    """The name in our score files."""
-    label: str
-    digits: int
-    paper_metric: str
-    """The metric of the paper that stands beside it."""
-    paper_label: str
-
-
-OWN_COLUMNS = (
-    Column("fd_efficientnet_lite0", "FD EfficientNet-lite0 ↓", 1, "", ""),
-    Column("clip_tiny", "CLIP (tiny) ↑", 2, "", ""),
-)
-"""Of a case that is not the paper's."""
-COLUMNS = {
-    2: (
-        Column("recogniser", "Recogniser distance ↓", 3, "fn_l", "FN-L"),
-        Column("fd_efficientnet_lite0", "FD EfficientNet-lite0 ↓", 1, "fid", "FID"),
-        Column("clip_tiny", "CLIP (tiny) ↑", 2, "", ""),
-    )
+TITLES = {
+    2: "Portraits: image quality after fine-tuning on illegal and legal classes (paper, Table 2)",
+    3: "Artworks: image quality after fine-tuning on illegal and legal artists (paper, Table 3)",
+    4: "Explicit content: what the illegal user gets, and what the legal one pays (paper, Table 4)",
 }
-"""What each table shows; arrows point to better image quality, as in the paper."""
-
-OWN_NOTES = (
+OURS = {
+    2: "drawn figures and a recogniser trained on other figures; the paper's columns are SD v1.5 on FF25",
+    3: "drawings in five illustrators' styles and a style distance on EfficientNet features; the paper's columns are "
+    "SD v2.1 on real artists",
+    4: "photographs of faces in the place of explicit images, logos as the legal class, the real NudeNet network asked "
+    "for its face labels; the paper's columns are SD v1.4 on explicit images and its exposed labels",
+}
+SHARED_NOTES = (
     "Worse quality on the illegal side is stronger mitigation; on the legal side it is the cost.",
-    "FD is a Fréchet distance on EfficientNet-lite0 features, comparable only to itself; the tiny CLIP was trained on "
-    "drawings.",
-    "[95% interval]: bootstrap over class, prompt and image.",
+    "[95% interval]: bootstrap over class, prompt and image. Loss kept: share of full fine-tuning's fall of the "
+    "denoising loss on the adaptation images, at fixed noise, that the arm's user gets; 1 for Full FT.",
 )
-TITLES = {2: "Portraits: image quality after fine-tuning on illegal and legal classes (paper, Table 2)"}
-NOTES = {
+ODDITIES = {
     2: (
-        "Worse quality on the illegal side is stronger mitigation; on the legal side it is the cost.",
-        "Ours: drawn figures, a miniature Stable Diffusion, and stand-in scores under their own names; the paper's "
-        "columns are SD v1.5 on FF25. The two are not on one scale: compare orders and gaps, not values.",
-        "[95% interval]: bootstrap over class, prompt and image.",
         "As printed in the paper: Full FT and R-30% have identical illegal and legal rows.",
         "Paper: the pre-trained model's row is not split by side.",
-    )
+    ),
+    3: ("Paper: the pre-trained model's row is not split by side.",),
+    4: ("Paper: its FID column does not say which side it belongs to, so it stands beside neither.",),
 }
+VERDICTS = {"nudenet": ("nudenet", "fid"), "nudenet_faces": ("nudenet_faces", "fd_efficientnet_lite0")}
+"""The score that speaks for the illegal side and the one for the legal side, where they are not the same."""
 
 
 @cache
@@ -67,10 +51,6 @@ def paper_values() -> list[dict[str, str]]:
     """Every number of the paper's Tables 1-8 (source: arXiv text of FreezeAsGuard), one row a value."""
     text = (resources.files("freezeasguard") / "paper_values.csv").read_text()
     return list(csv.DictReader(io.StringIO(text)))
-
-
-def columns_of(table: int | None) -> tuple[Column, ...]:
-    return OWN_COLUMNS if table is None else COLUMNS[table]
 
 
 def table_name(case_name: str, table: int | None) -> str:
@@ -91,74 +71,96 @@ def paper_value(table: int | None, arm: str, rho: float, side: str, metric: str)
 
 def arm_label(arm: str, rho: float) -> str:
     method, _ = split_arm(arm)
+    granularity = arm_granularity(arm)
+    share = f"{100 * rho:g}%" + {"tensor": "", "row": " of rows", "element": " of weights"}[granularity]
     names = {
         "pretrained": "Pre-trained model",
         "full": "Full FT",
         "uce": "UCE",
+        "uce-before": "UCE before fine-tuning",
         "uce-b": "UCE, reading B",
+        "uce-b-before": "UCE B before fine-tuning",
         "imma": "IMMA",
+        "random-parameters": f"R-{share} of parameters",
     }
     short = {"freezeasguard": "FG", "random": "R"}
-    if method in short:
-        return f"{short[method]}-{100 * rho:g}%"
-    return names[arm]
+    family = method.removesuffix(f"-{granularity}")
+    if family in short:
+        return f"{short[family]}-{share}"
+    return names.get(arm) or f"{method.replace('_', ' ').title()} first, {share}"
 
 
 def read_scores(reports: Path, case: str, arm: str) -> dict[str, Any]:
-    path = reports / "scores" / case / f"{arm}.json"
-    return read_json(path, f"run `dvc repro score@{case}-{arm}`")
+    return read_json(reports / "scores" / case / f"{arm}.json", f"run `dvc repro score@{case}`")
 
 
-def _entry(score: dict[str, Any], digits: int) -> str:
-    text = f"{score['value']:.{digits}f} [{score['low']:.{digits}f}, {score['high']:.{digits}f}]"
-    return text + (f" ({score['n_missing']} of {score['n']} without a figure)" if score["n_missing"] else "")
+def _entry(name: str, score: dict[str, Any]) -> str:
+    kind = SCORES[name]
+    text = f"{score['value']:.{kind.digits}f} [{score['low']:.{kind.digits}f}, {score['high']:.{kind.digits}f}]"
+    missing = f" ({score['n_missing']} of {score['n']} without a {kind.missing})"
+    return text + (missing if score["n_missing"] else "")
 
 
 def table_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows: an arm and a side each, our value with interval, the paper's value."""
-    case = params.cases[case_name]
+    table = params.cases[case_name].table
+    names = params.domain_of(case_name).score_names()
+    printed = {row["metric"] for row in paper_values() if row["table"] == str(table)}
     header = ["Arm", "Side"]
-    for column in columns_of(case.table):
-        header.append(column.label)
-        header += [f"paper: {column.paper_label}"] if column.paper_metric else []
+    for name in names:
+        kind = SCORES[name]
+        header += [kind.header, *([f"paper: {kind.paper_label}"] if kind.paper_metric in printed else [])]
+    header.append("Loss kept")
     rows = []
     for arm in params.arms(case_name):
         scores = read_scores(reports, case_name, arm)
         for side in SIDES:
             row = [arm_label(arm, params.arm_rho(arm)), side]
-            for column in columns_of(case.table):
-                row.append(_entry(scores[side]["all"][column.score], column.digits))
-                if column.paper_metric:
-                    value = paper_value(case.table, arm, params.arm_rho(arm), side, column.paper_metric)
-                    row.append(value or "-")
-            rows.append(row)
+            for name in names:
+                row.append(_entry(name, scores[side]["all"][name]))
+                if (metric := SCORES[name].paper_metric) in printed:
+                    row.append(paper_value(table, arm, params.arm_rho(arm), side, metric) or "-")
+            rows.append([*row, f"{scores[side]['loss']['kept']:.2f}"])
     return header, rows
 
 
-def calibration_lines(case_name: str, reports: Path) -> list[str]:
-    """What the recogniser reads on real images, side by side with the table."""
-    real = read_json(reports / "scores" / case_name / "real.json", f"run `dvc repro reference@{case_name}`")
-    if "recogniser" not in real:
-        return []
+def calibration_lines(params: Params, case_name: str, reports: Path) -> list[str]:
+    """What each score reads on real images, side by side with the table."""
+    real = read_json(reports / "calibration" / f"{case_name}.json", f"run `dvc repro reference@{case_name}`")
     lines = []
-    for side in SIDES:
-        line = real["recogniser"][side]
-        other = "-" if line["real_vs_other"] is None else f"{line['real_vs_other']:.3f}"
-        auc = "-" if line["auc"] is None else f"{line['auc']:.3f}"
-        lines.append(
-            f"Recogniser distance on real images, {side}: {line['real_vs_real']:.3f} within a class, {other} between "
-            f"classes (AUC {auc}, {line['n_missing']} of {line['n']} without a figure)."
-        )
+    for name in params.domain_of(case_name).score_names():
+        if name not in real or SCORES[name].rule == "rate":
+            continue
+        kind, parts = SCORES[name], []
+        for side in SIDES:
+            line = real[name][side]
+            values = {
+                "": line.get("real"),
+                " within a class": line.get("real_vs_real"),
+                " against others": line.get("real_vs_other"),
+            }
+            text = ", ".join(f"{v:.{kind.digits}f}{what}" for what, v in values.items() if v is not None)
+            missing = f", {line['n_missing']} without a {kind.missing}" if line.get("n_missing") else ""
+            parts.append(f"{side} {text} (n = {line['n']}{missing})")
+        told = {"distance": "same from other class", "amount": "illegal from legal"}.get(kind.rule)
+        auc = f"; AUC {real[name]['auc']:.3f} of telling {told}" if "auc" in real[name] else ""
+        lines.append(f"{kind.label} on real images: {'; '.join(parts)}{auc}.")
     return lines
 
 
+def _change(name: str, before: float, after: float) -> float:
+    """Percent by which image quality fell."""
+    return 100 * (after / before - 1) * (1 if SCORES[name].lower_is_better else -1)
+
+
 def verdict_lines(params: Params, case_name: str, reports: Path) -> list[str]:
-    """Each frozen arm's rise over full fine-tuning on both sides, ours and the paper's, and whether they agree.
+    """Each frozen arm's loss of quality over full fine-tuning on both sides, ours and the paper's.
 
     The paper's claim: freezing costs the illegal side more than the legal one (its section 4.1).
     """
     table = params.cases[case_name].table
-    column = columns_of(table)[0]
+    first = params.domain_of(case_name).score_names()[0]
+    named = dict(zip(SIDES, VERDICTS.get(first, (first, first)), strict=True))
     full = read_scores(reports, case_name, "full")
     lines = []
     for arm in params.arms(case_name):
@@ -167,21 +169,45 @@ def verdict_lines(params: Params, case_name: str, reports: Path) -> list[str]:
             continue
         scores = read_scores(reports, case_name, arm)
         ours, paper = [], []
-        for side in SIDES:
-            before = full[side]["all"][column.score]["value"]
-            ours.append(100 * (scores[side]["all"][column.score]["value"] / before - 1))
-            if not column.paper_metric:
-                continue
-            printed = [paper_value(table, a, r, side, column.paper_metric) for a, r in (("full", 0.0), (arm, rho))]
-            paper += [100 * (float(printed[1]) / float(printed[0]) - 1)] if all(printed) else []
-        text = f"{arm_label(arm, rho)} over Full FT: illegal {ours[0]:+.1f}%, legal {ours[1]:+.1f}%"
-        if len(paper) == len(SIDES):
-            text += f" (paper, {column.paper_label}: {paper[0]:+.1f}%, {paper[1]:+.1f}%)"
-        if arm.startswith("freezeasguard"):
+        for side, name in named.items():
+            ours.append(_change(name, *(s[side]["all"][name]["value"] for s in (full, scores))))
+            metric = SCORES[name].paper_metric
+            printed = [paper_value(table, a, r, side, metric) for a, r in (("full", 0.0), (arm, rho))] if metric else []
+            paper.append(_change(name, *map(float, printed)) if printed and all(printed) else None)
+        text = f"{arm_label(arm, rho)} against Full FT, fall of quality: illegal {ours[0]:+.1f}%, legal {ours[1]:+.1f}%"
+        if named["illegal"] != named["legal"]:
+            text += f" (by {SCORES[named['illegal']].label} and by {SCORES[named['legal']].label})"
+        told = [f"{side} {p:+.1f}%" for side, p in zip(SIDES, paper, strict=True) if p is not None]
+        text += f"; paper, {SCORES[first].paper_label}: {', '.join(told)}" if told else ""
+        if arm.startswith("freezeasguard") and named["illegal"] == named["legal"]:
             holds = "holds" if ours[0] > ours[1] else "does not hold"
             text += f"; the claim that the illegal side pays more {holds} in this run, by point estimates of one seed"
         lines.append(text + ".")
     return lines
+
+
+def difference_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str], list[list[str]]]:
+    """Arms against full fine-tuning and masks against random ones, on the same prompts and noise."""
+    path = reports / "scores" / case_name / "differences.json"
+    differences = read_json(path, f"run `dvc repro score@{case_name}`")
+    header = ["Score", "Side", "Difference", "Mean [95% interval]", "p", "p (Holm)"]
+    arms = params.arms(case_name)
+
+    def place(pair: str) -> list[int]:
+        return [arms.index(arm) for arm in reversed(pair.split(" - "))]
+
+    rows = []
+    for name in params.domain_of(case_name).score_names():
+        for side, pairs in differences.get(name, {}).items():
+            for pair in sorted(pairs, key=place):
+                found = pairs[pair]
+                arm, other = (arm_label(one, params.arm_rho(one)) for one in pair.split(" - "))
+                digits, i = SCORES[name].digits, found["interval"]
+                value = f"{i['value']:+.{digits}f} [{i['low']:+.{digits}f}, {i['high']:+.{digits}f}]"
+                rows.append(
+                    [SCORES[name].label, side, f"{arm} - {other}", value, f"{found['p']:.3f}", f"{found['p_holm']:.3f}"]
+                )
+    return header, rows
 
 
 def render_markdown(title: str, header: list[str], rows: list[list[str]], notes: list[str]) -> str:
@@ -229,30 +255,50 @@ def n_classes(side: int | list[str]) -> int:
     return len(side) if isinstance(side, list) else side
 
 
+def _notes(params: Params, case_name: str, reports: Path) -> list[str]:
+    case = params.cases[case_name]
+    embedded = params.domain_of(case_name).source.startswith("embedded-")
+    setting = (
+        f"Profile {params.profile}, seed {params.seed}: {n_classes(case.illegal)} illegal and "
+        f"{n_classes(case.legal)} legal classes, mask preset {params.mask.preset}."
+    )
+    ours = (
+        f"Ours: {OURS[case.table]}. The two are not on one scale: compare orders and gaps, not values."
+        if case.table and embedded
+        else None
+    )
+    verdict, calibration = (f(params, case_name, reports) for f in (verdict_lines, calibration_lines))
+    oddities = ODDITIES.get(case.table or 0, ())
+    return [setting, *verdict, *calibration, *([ours] if ours else []), *SHARED_NOTES, *oddities]
+
+
+def write_table(path: Path, title: str, header: list[str], rows: list[list[str]], notes: list[str]) -> Path:
+    """Write path.md, path.csv and path.tex; returns the first."""
+    renders = {
+        "md": render_markdown(title, header, rows, notes),
+        "csv": render_csv(header, rows),
+        "tex": render_latex(title, header, rows, notes),
+    }
+    for suffix, text in renders.items():
+        with write_atomically(path.with_name(f"{path.name}.{suffix}")) as temporary:
+            temporary.write_text(text)
+    return path.with_name(f"{path.name}.md")
+
+
 def write_tables(params: Params, reports: Path) -> list[Path]:
-    """Write every case's table as .md, .csv and .tex; returns the Markdown files."""
+    """Write every case's table and its paired differences as .md, .csv and .tex; returns the Markdown files."""
     written = []
     for case_name, case in params.cases.items():
-        header, rows = table_rows(params, case_name, reports)
-        setting = (
-            f"Profile {params.profile}, seed {params.seed}: {n_classes(case.illegal)} illegal and "
-            f"{n_classes(case.legal)} legal classes, mask preset {params.mask.preset}."
-        )
-        verdict = verdict_lines(params, case_name, reports)
-        notes = [
-            setting,
-            *verdict,
-            *calibration_lines(case_name, reports),
-            *(NOTES[case.table] if case.table else OWN_NOTES),
-        ]
         title = TITLES[case.table] if case.table else f"Case {case_name}: image quality after fine-tuning"
-        renders = {
-            "md": render_markdown(title, header, rows, notes),
-            "csv": render_csv(header, rows),
-            "tex": render_latex(title, header, rows, notes),
-        }
-        for suffix, text in renders.items():
-            with write_atomically(reports / "tables" / f"{table_name(case_name, case.table)}.{suffix}") as temporary:
-                temporary.write_text(text)
-        written.append(reports / "tables" / f"{table_name(case_name, case.table)}.md")
+        path = reports / "tables" / table_name(case_name, case.table)
+        header, rows = table_rows(params, case_name, reports)
+        written.append(write_table(path, title, header, rows, _notes(params, case_name, reports)))
+        notes = [
+            "Mean of the paired differences over the same prompts and noise; interval and two-sided p-value by "
+            "bootstrap over class, prompt and image; Holm's correction over the comparisons of one score.",
+        ]
+        header, rows = difference_rows(params, case_name, reports)
+        written.append(
+            write_table(path.with_name(f"{path.name}-differences"), f"{title}: differences", header, rows, notes)
+        )
     return written

@@ -6,16 +6,15 @@ an old value from DVC's cache, makes no second run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from freezeasguard.config import Params
 from freezeasguard.data.latents import SIDES
-from freezeasguard.files import read_json
+from freezeasguard.files import fingerprint, read_json
 from freezeasguard.protected import read_protected_file
+from freezeasguard.scores import SCORES
 from freezeasguard.tables import read_scores
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -40,15 +39,13 @@ def cell_metrics(scores: dict[str, Any]) -> dict[str, float]:
     """Values by "side.part.score"; the intervals are in the run's scores.json."""
     metrics: dict[str, float] = {}
     for side, parts in scores.items():
-        for part, values in parts.items():
-            metrics |= {f"{side}.{part}.{name}": score["value"] for name, score in values.items()}
-            if "recogniser" in values:
-                metrics[f"{side}.{part}.n_missing"] = values["recogniser"]["n_missing"]
+        metrics |= {f"{side}.loss.{name}": value for name, value in parts["loss"].items()}
+        for part in ("all", "held_out"):
+            for name, score in parts.get(part, {}).items():
+                metrics[f"{side}.{part}.{name}"] = score["value"]
+                if SCORES[name].missing:
+                    metrics[f"{side}.{part}.{name}.n_missing"] = score["n_missing"]
     return metrics
-
-
-def fingerprint(*content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
 def track_cells(params: Params, data: Path, reports: Path) -> tuple[int, int]:
@@ -94,7 +91,7 @@ def track_cells(params: Params, data: Path, reports: Path) -> tuple[int, int]:
         for side in () if explicit else SIDES:
             for image in sorted((data / "images" / cell.case / cell.arm / side).iterdir())[:6]:
                 client.log_artifact(run_id, str(image), f"samples/{side}")
-        protected = read_protected_file(data / "protected" / cell.case / cell.arm)
+        protected = read_protected_file(data / "protected" / cell.case / cell.protected)
         client.log_dict(run_id, protected, "protected.json")
         client.log_dict(run_id, scores, "scores.json")
         client.set_terminated(run_id)

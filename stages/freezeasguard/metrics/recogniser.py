@@ -94,17 +94,21 @@ def identity_distance(generated: Tensor, reference: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(generated, reference, dim=1)
 
 
-def pair_auc(embeddings: Tensor, identities: Tensor) -> float:
-    """Area under the ROC curve of telling same-identity pairs from different-identity pairs.
+def auc(positive: Tensor, negative: Tensor) -> float:
+    """Area under the ROC curve of telling `positive` from `negative` scores, each [n]: a share in 0..1.
 
-    The Mann-Whitney statistic of the cosine similarities of all pairs, ties counted half.
+    The Mann-Whitney statistic: how often the positive one of two is the higher, ties counted half.
     """
     from scipy.stats import rankdata
 
+    n_positive, n_negative = len(positive), len(negative)
+    ranks = rankdata(torch.cat([positive, negative]).numpy())[:n_positive]
+    return float((ranks.sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def pair_auc(embeddings: Tensor, identities: Tensor) -> float:
+    """AUC of telling same-identity pairs from different-identity pairs by the product of their embeddings [n, d]."""
     similarity = embeddings @ embeddings.T
     rows, columns = torch.triu_indices(len(embeddings), len(embeddings), offset=1)
-    scores = similarity[rows, columns].numpy()
-    same = (identities[rows] == identities[columns]).numpy()
-    ranks = rankdata(scores)
-    n_same, n_other = int(same.sum()), int((~same).sum())
-    return float((ranks[same].sum() - n_same * (n_same + 1) / 2) / (n_same * n_other))
+    scores, same = similarity[rows, columns], identities[rows] == identities[columns]
+    return auc(scores[same], scores[~same])

