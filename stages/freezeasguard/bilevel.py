@@ -79,7 +79,7 @@ class MaskConfig:
     lower_loss: str
     """sum of the two sides' mean losses (Eq. 7) or mixed: one mean over both (authors' code)."""
     user_optimizer: str
-    """sgd (Eq. 9 and 10), or adamw, as the real user."""
+    """sgd (Eq. 9 and 10), or adamw: the real user's, at the rate user_lr (1 - m)."""
     user_lr: float
     """Learning rate eta_2 of the simulated user."""
     precision: str
