@@ -26,7 +26,7 @@ from freezeasguard.scores import SCORES
 from freezeasguard.study import ROLES, data_side
 from freezeasguard.tables import VERDICTS, write_table
 
-ORDER = ("freezeasguard", "one-shot", "other-case", "zeroed-signal", "random", "random-parameters")
+ORDER = ("freezeasguard", "one_shot", "other_case", "zeroed_signal", "random", "random-parameters")
 MEASURES = ("loss", "score")
 
 
