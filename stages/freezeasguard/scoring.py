@@ -454,11 +454,9 @@ def _side_lines(
         return {**lines, "real_vs_real": frechet_distance(*halves), "real_vs_other": other}
     unit = [torch.nn.functional.normalize(e["embedding"], dim=1) for e in (own, all_features)]
     distance = 1 - unit[0] @ unit[1].T
-    labels = [
-        torch.from_numpy(pd.Categorical(t["class"], sorted(set(others["class"]))).codes.copy()) for t in (rows, others)
-    ]
-    same = labels[0][:, None] == labels[1][None]
-    itself = torch.from_numpy(rows["row"].to_numpy())[:, None] == torch.from_numpy(others["row"].to_numpy())[None]
+    same, itself = (
+        torch.from_numpy(rows[key].to_numpy()[:, None] == others[key].to_numpy()[None]) for key in ("class", "row")
+    )
     return {
         **lines,
         "real_vs_real": float(distance[same & ~itself].mean()) if (same & ~itself).any() else None,
