@@ -99,7 +99,7 @@ def test_baselines_get_cells_and_a_protection_stage(tmp_path: Path) -> None:
     from freezeasguard.config import write_cells
 
     path = tmp_path / "params.yaml"
-    path.write_text(profile_text("smoke").replace("sweep: []", "sweep: []\n    baselines: [imma, uce-b, uce]"))
+    path.write_text(profile_text("smoke").replace("baselines: [uce]", "baselines: [imma, uce-b, uce]"))
     write_cells(path)
     params = load_params(path)
     expected = ["pretrained", "uce-before", "uce-b-before", "full", "uce", "uce-b", "imma", "freezeasguard", "random"]
