@@ -15,7 +15,7 @@ from freezeasguard.new_case import add_case
 from freezeasguard.sampling import image_seed
 
 CONFIG = Generate(
-    steps=2, guidance_scale=2, prompts_per_class=2, held_out_prompts_per_class=1, images_per_prompt=2, batch_size=2
+    steps=2, guidance_scale=2, prompts_per_side=2, held_out_prompts_per_side=1, images_per_prompt=2, batch_size=2
 )
 
 
@@ -53,6 +53,16 @@ def test_a_case_of_few_classes_gets_more_images_a_prompt(tmp_path: Path, monkeyp
     before = yaml.safe_load(Path("params.yaml").read_text())["generate"]
     add_case("mine", {side: tmp_path / side for side in ("illegal", "legal")}, "tiny-1.5", None, 64, True)
     after = load_params(Path("params.yaml")).generate
-    prompts = after.prompts_per_class + after.held_out_prompts_per_class
-    assert before["images_per_prompt"] == 1 and after.images_per_prompt * prompts >= 60
-    assert after.steps == before["steps"] and after.prompts_per_class == before["prompts_per_class"]
+    assert before["images_per_prompt"] == 1 and after.images_per_prompt * 5 >= 60  # half of ten images are prompts
+    assert after.steps == before["steps"] and after.prompts_per_side == before["prompts_per_side"]
+
+
+def test_prompts_are_dealt_evenly_to_the_classes() -> None:
+    data = case_data(list("wxyz"))
+    other = data.index.assign(**{"class": "b"})
+    index = pd.concat([data.index, other], ignore_index=True)
+    both = CaseData(index, data.latents.repeat(2, 1, 1, 1, 1), data.text.repeat(2, 1, 1), data.empty_text)
+    table = prompt_table(both, "illegal", CONFIG)
+    assert table.groupby(["class", "part"]).size().to_dict() == {
+        (c, p): 2 for c in "ab" for p in ("adaptation", "held_out")
+    }

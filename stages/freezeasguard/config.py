@@ -229,8 +229,12 @@ class Case(Block):
     """Further freeze percents, each with a freezeasguard and a random arm."""
     granularities: list[Literal["row", "element"]] = []
     """Finer masks than the paper's tensors, each with a freezeasguard and a random arm at the headline rho."""
-    controls: list[Literal["random-parameters", "magnitude", "attention", "convolutions", "time_embedding"]] = []
-    """Further masks of the headline size that no learning made: by parameter count, or by rule of thumb."""
+    controls: list[
+        Literal[
+            "random-parameters", "magnitude", "attention", "convolutions", "time_embedding", "one_shot", "zeroed_signal"
+        ]
+    ] = []
+    """Further masks of the headline size: drawn by parameter count, by rule of thumb, or learned in part only."""
 
 
 class Cell(Block):
@@ -412,9 +416,9 @@ class IMMA(Block):
 class Generate(Block):
     steps: Positive
     guidance_scale: Annotated[float, Field(ge=1)]
-    prompts_per_class: Positive
-    """Of the adaptation split: what the paper's evaluation uses."""
-    held_out_prompts_per_class: Annotated[int, Field(ge=0)]
+    prompts_per_side: Positive
+    """Of the adaptation split, what the paper's evaluation uses; dealt evenly to the classes, one each at least."""
+    held_out_prompts_per_side: Annotated[int, Field(ge=0)]
     images_per_prompt: Positive
     batch_size: Positive
 
@@ -568,7 +572,7 @@ def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
             add(f"freezeasguard-{suffix}", stage="learn_mask")
             add(f"random-{suffix}", stage="random_freeze")
         for arm in case.controls:
-            add(arm, stage="random_freeze")
+            add(arm, stage="learn_mask" if arm in ("one_shot", "zeroed_signal") else "random_freeze")
     return {"cells": cells, "sweep_cells": swept}
 
 

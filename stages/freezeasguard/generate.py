@@ -22,8 +22,12 @@ def prompt_table(data: CaseData, side: str, config: Generate) -> pd.DataFrame:
     The first prompts of each class, of the adaptation split (what the paper's evaluation uses) and of the
     held-out images, in the order of the case's index.
     """
-    wanted = {"adaptation": config.prompts_per_class, "held_out": config.held_out_prompts_per_class}
-    pieces = [data.rows(side, [part]).groupby("class", sort=True).head(n) for part, n in wanted.items() if n]
+    wanted = {"adaptation": config.prompts_per_side, "held_out": config.held_out_prompts_per_side}
+    rows = {part: data.rows(side, [part]) for part, n in wanted.items() if n}
+    pieces = [
+        of_part.groupby("class", sort=True).head(max(1, wanted[part] // of_part["class"].nunique()))
+        for part, of_part in rows.items()
+    ]
     prompts = pd.concat(pieces)
     table = prompts.loc[prompts.index.repeat(config.images_per_prompt)].reset_index(names="reference_row")
     # Counted over the caption: two rows of one caption would otherwise share their noise, and be one image.

@@ -76,7 +76,9 @@ def add_case(
         "cases": {name: case} if only else {**values["cases"], name: case},
     }
     if only:
-        changed["generate"] = _enough_images(values["generate"], min(map(len, sides.values())))
+        changed["generate"] = _enough_images(
+            values["generate"], min(sum(map(len, classes.values())) for classes in sides.values())
+        )
     _write_listing(listing, sides)
     before = path.read_text()
     try:
@@ -89,10 +91,11 @@ def add_case(
     return {side: sum(map(len, classes.values())) for side, classes in sides.items()}
 
 
-def _enough_images(generate: dict[str, Any], n_classes: int) -> dict[str, Any]:
-    """The block with images_per_prompt raised until a side of `n_classes` has MIN_GENERATED images."""
-    per_image = (generate["prompts_per_class"] + generate["held_out_prompts_per_class"]) * n_classes
-    return {**generate, "images_per_prompt": max(generate["images_per_prompt"], math.ceil(MIN_GENERATED / per_image))}
+def _enough_images(generate: dict[str, Any], n_images: int) -> dict[str, Any]:
+    """The block with images_per_prompt raised until a side of `n_images` has MIN_GENERATED images."""
+    asked = generate["prompts_per_side"] + generate["held_out_prompts_per_side"]
+    prompts = min(asked, math.ceil(n_images / 2))  # the other half is for mask learning
+    return {**generate, "images_per_prompt": max(generate["images_per_prompt"], math.ceil(MIN_GENERATED / prompts))}
 
 
 def _model_entry(models: dict[str, Any], case: str, model: str, revision: str | None) -> tuple[dict[str, Any], str]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import html
 from pathlib import Path
-from typing import Any
 
 from freezeasguard.config import Params
 from freezeasguard.files import read_json, write_atomically
-from freezeasguard.protected import read_protected_file
+from freezeasguard.mask_report import NAME
 from freezeasguard.tables import table_name
 
 STYLE = """
@@ -25,26 +24,6 @@ def html_table(rows: list[list[str]]) -> str:
     cells = ["".join(f"<td>{html.escape(c)}</td>" for c in row) for row in body]
     header = "".join(f"<th>{html.escape(c)}</th>" for c in head)
     return f"<div class=wide><table><tr>{header}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table></div>"
-
-
-def diagnostic_rows(diagnostics: dict[str, Any]) -> list[list[str]]:
-    """The figures that say whether a mask was made by its task signal."""
-    rows = [["Mask", "Value"]]
-    for key in (
-        "n_frozen",
-        "share_of_parameters_frozen",
-        "overlap_expected_by_chance",
-        "overlap_with_initial_logits",
-        "overlap_with_zeroed_signal",
-        "overlap_across_seeds",
-        "rank_correlation_of_sides",
-    ):
-        value = diagnostics[key]
-        values = value if isinstance(value, list) else [value]
-        shown = ", ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)
-        rows.append([key.replace("_", " "), shown or "-"])
-    rows.append(["share saturated at the end", f"{diagnostics['saturated'][-1]:.3f}"])
-    return rows
 
 
 def write_report(params: Params, data: Path, reports: Path) -> Path:
@@ -64,12 +43,17 @@ def write_report(params: Params, data: Path, reports: Path) -> Path:
             if (reports / "figures" / f"{figure}.png").is_file():
                 parts.append(f"<h3>{caption}</h3><img src='figures/{figure}.png' alt='{figure}'>")
         for arm in params.arms(name):
-            diagnostics = read_protected_file(data / "protected" / params.protected(name, arm))["diagnostics"]
-            if "mean_mask" in diagnostics:
-                parts.append(
-                    f"<h3>Is the mask its signal's work? ({arm})</h3>{html_table(diagnostic_rows(diagnostics))}"
-                )
+            if (reports / "figures" / f"mask-learning-{name}-{arm}.png").is_file():
+                parts.append(f"<h3>Learning the mask: {arm}</h3>")
                 parts.append(f"<img src='figures/mask-learning-{name}-{arm}.png' alt='mask learning'>")
+    for file, title in ((NAME, "Is each mask its signal's work?"), (f"{NAME}_blocks", "Masks and signals by block")):
+        rows = list(csv.reader((reports / f"{file}.csv").read_text().splitlines()))
+        parts.append(f"<h2>{title}</h2>{html_table(rows)}")
+    for study in sorted((reports / "study" / "tables").glob("*/*.csv")):
+        rows = list(csv.reader(study.read_text().splitlines()))
+        parts.append(f"<h2>Study: {html.escape(study.parent.name)}, {study.stem}</h2>{html_table(rows)}")
+        if (curves := study.with_name("curves.png")).is_file():
+            parts.append(f"<img src='{curves.relative_to(reports)}' alt='curves over rho and the illegal weight'>")
     for domain in params.domains:
         counts = read_json(reports / "data" / domain / "counts.json", f"run `dvc repro survey@{domain}`")
         rejected = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"

@@ -45,7 +45,7 @@ class Candidate:
     """A mask, or an edited model, under study."""
 
     name: str
-    """What made it: full, freezeasguard, random-0, one-shot, zeroed-signal, other-case, a rule, uce, imma."""
+    """What made it: full, freezeasguard, random-0, one_shot, zeroed_signal, other_case, a rule, uce, imma."""
     role: str | None
     """The role assignment that it was made for; None: it knows no roles."""
     protected: Protected
@@ -122,7 +122,7 @@ class Workbench:
         headline = self.study.mask_settings(self.params.rho)[0]
         plans = [
             (kind, granularity, role, rho, weight, self.data, users)
-            for kind in ("freezeasguard", "one-shot")
+            for kind in ("freezeasguard", "one_shot")
             for granularity in GRANULARITIES
             for role in ROLES
             for rho, weight in self.study.mask_settings(self.params.rho)
@@ -131,7 +131,7 @@ class Workbench:
         if self.study.other_case is not None:
             other = CaseData.load(self.root / "latents" / self.study.other_case)
             of_other = self.users(other, self.study.other_case)
-            plans.append(("other-case", "tensor", ROLES[0], *headline, other, of_other))
+            plans.append(("other_case", "tensor", ROLES[0], *headline, other, of_other))
 
         def learn(index: int, path: Path) -> None:
             kind, granularity, role, rho, weight, data, users = plans[index]
@@ -140,7 +140,7 @@ class Workbench:
             start = {(side,): torch.load(users[data_side(side, role)]) for side in SIDES}
             unet = load_unet(self.model).to(self.device)
             learner = MaskLearner(unet, self.schedule, sides, start, config, rho, self.generator())
-            first_step = kind == "one-shot"
+            first_step = kind == "one_shot"
             torch.save(
                 learner.one_shot() if first_step else learner.learn(f"{granularity} {rho} {role} {weight}"), path
             )
@@ -151,7 +151,7 @@ class Workbench:
             mask: LearnedMask = torch.load(path, weights_only=False)
             protected = Protected(kind, granularity=granularity, frozen_units=mask.frozen_units(rho))
             # Another case's mask does not know this case's roles.
-            found.append(Candidate(kind, None if kind == "other-case" else role, protected, rho, weight))
+            found.append(Candidate(kind, None if kind == "other_case" else role, protected, rho, weight))
         return found
 
     def blind(self, parameter_share: float) -> list[Candidate]:
@@ -177,7 +177,7 @@ class Workbench:
             add(rule, Protected(rule, heuristic_frozen(rule, tensors, rho, self.generator())))
         config = MaskConfig(**self.params.mask.settings())
         silent = learn_without_signal(shapes, config, rho, self.generator())
-        add("zeroed-signal", Protected("zeroed-signal", frozen_units=silent.frozen_units(rho)))
+        add("zeroed_signal", Protected("zeroed_signal", frozen_units=silent.frozen_units(rho)))
         return found
 
     def baselines(self) -> list[Candidate]:

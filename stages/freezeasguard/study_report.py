@@ -26,7 +26,7 @@ from freezeasguard.scores import SCORES
 from freezeasguard.study import ROLES, data_side
 from freezeasguard.tables import VERDICTS, write_table
 
-ORDER = ("freezeasguard", "one-shot", "other-case", "zeroed-signal", "random", "random-parameters")
+ORDER = ("freezeasguard", "one_shot", "other_case", "zeroed_signal", "random", "random-parameters")
 MEASURES = ("loss", "score")
 
 
@@ -179,7 +179,7 @@ def curve_figure(studies: Sequence[Mapping[str, Any]], rho: float, path: Path) -
             "s:": ("the illegal weight", [k for k in learned if k.rho == rho]),
         }
         for style, (what, kinds) in lines.items():
-            if style == "o-" or len(kinds) > 1:
+            if len(kinds) > (style == "s:"):
                 illegal, legal = zip(*sorted(points[kind] for kind in kinds), strict=True)
                 axis.plot(illegal, legal, style, color=color, label=f"{granularity}s, over {what}", markersize=4)
     blind = [point for kind, point in points.items() if kind.name == "random"]

@@ -227,6 +227,11 @@ def render_csv(header: list[str], rows: list[list[str]]) -> str:
     return buffer.getvalue()
 
 
+def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text(render_csv(header, rows))
+
+
 def render_latex(title: str, header: list[str], rows: list[list[str]], notes: list[str]) -> str:
     def escape(text: str) -> str:
         for old, new in (("%", r"\%"), ("_", r"\_"), ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$")):

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+from freezeasguard.data import orl
+from freezeasguard.data.clean import square
 from freezeasguard.data.figures import (
     BACKGROUNDS,
     caption,
@@ -74,3 +76,18 @@ def build_corpus(
             captions.append(f"a {style.replace('-', ' ')} drawing on a {background} background")
             shown.append(-1)
     return Corpus(np.stack(images), captions, np.array(shown))
+
+
+PHOTOGRAPH_COPIES = 8
+"""Of each of the 200 photographs among some 17,000 drawings; one in eleven draws of a batch."""
+
+
+def generic_photographs(size_px: int = 64) -> tuple[np.ndarray, list[str]]:
+    """Photographs of the twenty people who are nobody's test (uint8 [n, size, size, 3]), and captions without names.
+
+    Stable Diffusion knows what faces look like before anyone fine-tunes it on one; without them, so small a model
+    would have to learn faces and a person's looks from a few dozen photographs at once.
+    """
+    faces = [orl.read_face(photograph) for photograph in orl.generic()]
+    images = np.stack([np.asarray(square(face, size_px)) for face in faces])
+    return images, [f"a photo of a person, {orl.described(face)}" for face in faces]

@@ -28,7 +28,7 @@ from freezeasguard.miniature.train_vae import to_tensor
 from freezeasguard.sampling import sample, starting_noise
 from freezeasguard.training import FinetuneConfig, finetune
 
-GUIDANCE = 2.0
+GUIDANCE = 3.0
 ADAPTATION_STEPS = 200
 
 

@@ -18,14 +18,14 @@ from freezeasguard.files import folder_atomically
 from freezeasguard.metrics.recogniser import Recogniser
 from freezeasguard.metrics.style import STYLE_FILE
 from freezeasguard.miniature.architecture import new_clip, new_scheduler, new_unet, new_vae, train_tokenizer
-from freezeasguard.miniature.corpus import Corpus, build_corpus
+from freezeasguard.miniature.corpus import PHOTOGRAPH_COPIES, Corpus, build_corpus, generic_photographs
 from freezeasguard.miniature.train_clip import train_clip
 from freezeasguard.miniature.train_recogniser import train_recogniser, training_figures
 from freezeasguard.miniature.train_style import train_style
 from freezeasguard.miniature.train_unet import train_unet
 from freezeasguard.miniature.train_vae import standardise_latents, to_tensor, train_vae
 
-STEPS = {"vae": 8000, "recogniser": 1500, "clip": 1500, "unet": 6000}
+STEPS = {"vae": 8000, "recogniser": 1500, "clip": 1500, "drawings": 6000, "unet": 2000}
 
 
 def _part(work: Path, name: str, make: Callable[[Path], None]) -> Path:
@@ -43,7 +43,7 @@ def _generator() -> torch.Generator:
 
 
 def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus | None = None) -> None:
-    """Train every part into `work`: tokenizer, vae, recogniser, style, clip, unet."""
+    """Train every part into `work`: tokenizer, vae, recogniser, style, clip, drawings (a UNet), unet."""
     steps = steps or STEPS
     corpus = corpus or build_corpus()
     images, captions = corpus.images, corpus.captions
@@ -75,25 +75,46 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
         )
         clip.save_pretrained(folder)
 
-    def make_unet(folder: Path) -> None:
+    def encoded(images: np.ndarray, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents of both flips and text embeddings, in half precision; the empty prompt last."""
         vae = AutoencoderKL.from_pretrained(vae_folder).eval()
         clip = CLIPModel.from_pretrained(clip_folder).eval()
-        latents = encode_both_flips(vae, images)
         ids, _ = tokenize(CLIPTokenizer.from_pretrained(tokenizer_folder), [*captions, ""])
-        text = encode_text(text_tower(clip), ids).half()
-        torch.manual_seed(0)
-        schedule = NoiseSchedule.of(new_scheduler())
-        average, curve = train_unet(
-            new_unet(), schedule, latents, text, steps=steps["unet"], batch_size=32, lr=1.5e-3, generator=_generator()
-        )
+        return encode_both_flips(vae, images), encode_text(text_tower(clip), ids).half()
+
+    def save_unet(folder: Path, trained: tuple[UNet2DConditionModel, list[float]]) -> None:
+        average, curve = trained
         average.save_pretrained(folder)
         (folder / "curve.json").write_text(json.dumps(curve))
+
+    def make_drawings_unet(folder: Path) -> None:
+        latents, text = encoded(images, captions)
+        torch.manual_seed(0)
+        unet, schedule = new_unet(), NoiseSchedule.of(new_scheduler())
+        trained = train_unet(
+            unet, schedule, latents, text, steps=steps["drawings"], batch_size=32, lr=1.5e-3, generator=_generator()
+        )
+        save_unet(folder, trained)
+
+    def make_unet(folder: Path) -> None:
+        """On from the UNet of drawings, with photographs of faces among them."""
+        latents, text = encoded(images, captions)
+        photographs, of_photographs = encoded(*generic_photographs())
+        latents = torch.cat([latents, photographs.repeat(PHOTOGRAPH_COPIES, 1, 1, 1, 1)])
+        text = torch.cat([text[:-1], of_photographs[:-1].repeat(PHOTOGRAPH_COPIES, 1, 1), text[-1:]])
+        unet = UNet2DConditionModel.from_pretrained(drawings_folder)
+        schedule, generator = NoiseSchedule.of(new_scheduler()), torch.Generator().manual_seed(1)
+        trained = train_unet(
+            unet, schedule, latents, text, steps=steps["unet"], batch_size=32, lr=1e-3, generator=generator
+        )
+        save_unet(folder, trained)
 
     tokenizer_folder = _part(work, "tokenizer", lambda f: _save_tokenizer(captions, f))
     vae_folder = _part(work, "vae", make_vae)
     _part(work, "recogniser", make_recogniser)
     _part(work, "style", make_style)
     clip_folder = _part(work, "clip", make_clip)
+    drawings_folder = _part(work, "drawings", make_drawings_unet)
     _part(work, "unet", make_unet)
 
 

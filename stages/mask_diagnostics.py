@@ -1,0 +1,13 @@
+"""What every learned mask is made of: its signal, its saturation, and whom it agrees with."""
+
+from freezeasguard.mask_report import write_mask_report
+from freezeasguard.stage import DATA, REPORTS, load, run
+
+
+def main() -> None:
+    for path in write_mask_report(load(), DATA, REPORTS):
+        print(f"\n{path}\n\n{path.read_text()}")
+
+
+if __name__ == "__main__":
+    run(main)
