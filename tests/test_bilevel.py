@@ -640,7 +640,7 @@ def test_a_quadratic_loss_falls_by_the_sum_of_its_midpoint_signals(
     learner = path_learner(QuadraticDenoiser(), latent_sets, granularity=granularity, signal=signal)
     for side in SIDES:
         check = learner.path_check(side, points=1)
-        drop = check["loss_pretrained"] - check["loss_user"]
+        drop = check["loss_pretrained"] - check["loss_finetuned"]
         assert abs(drop) > 3e-3
         assert check["path_sum"] == pytest.approx(drop, abs=1e-5)
         # One end of the path is not its middle, and the local signal is neither.
@@ -657,7 +657,7 @@ def test_path_signals_add_up_to_the_loss_on_a_unet(tiny_unet: Any, latent_sets: 
     for points in (1, 16):
         learner.generator.manual_seed(3)
         check = learner.path_check("illegal", points)
-        drop = check["loss_pretrained"] - check["loss_user"]
+        drop = check["loss_pretrained"] - check["loss_finetuned"]
         errors.append(abs(check["path_sum"] - drop) / abs(drop))
     assert errors[1] < 0.01 < errors[0]
 
@@ -707,7 +707,7 @@ def test_the_history_holds_the_sums_and_the_check(schedule: NoiseSchedule, laten
     for side in SIDES:
         assert sum(history.path_sum[side]) == pytest.approx(float(history.signal_sum[side].sum()), rel=1e-4)
         check = history.path_check[side]
-        drop = check["loss_pretrained"] - check["loss_user"]
+        drop = check["loss_pretrained"] - check["loss_finetuned"]
         assert check["path_sum"] == pytest.approx(drop, rel=0.1) and abs(drop) > 1e-3
     assert not toy_learner(mask_config("paper"), schedule, latent_sets).learn().history.path_check
 

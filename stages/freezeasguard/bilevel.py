@@ -391,7 +391,7 @@ class MaskLearner:
     def path_check(self, side: str, points: int = 4) -> dict[str, float]:
         """What the units' path signals add up to, by the midpoint rule, beside the losses at the path's two ends.
 
-        All on one batch, at the same timesteps and noise. `loss_user` is that of theta_ft, or of the mixed weights.
+        All on one batch, at the same timesteps and noise. `loss_finetuned` is that of theta_ft, or of the mixed weights.
         """
         batch = self._draw([side], self.config.mask_batch_size or max(1, self.config.batch_size // 2))
         alignments, _ = self.side_alignments(side, batch, [(i + 0.5) / points for i in range(points)])
@@ -400,7 +400,7 @@ class MaskLearner:
         for end in (1.0, 0.0):
             with self._at(user, end), torch.no_grad():
                 ends.append(float(denoising_loss(self.unet, self.schedule, *batch).mean()))
-        return {"path_sum": self.path_sum(alignments), "loss_pretrained": ends[0], "loss_user": ends[1]}
+        return {"path_sum": self.path_sum(alignments), "loss_pretrained": ends[0], "loss_finetuned": ends[1]}
 
     def learn(self, description: str = "learning the mask") -> LearnedMask:
         """Algorithm 1. The learner uses the UNet up: afterwards it holds a user's mixed weights.
