@@ -391,7 +391,7 @@ class MaskLearner:
     def path_check(self, side: str, points: int = 4) -> dict[str, float]:
         """What the units' path signals add up to, by the midpoint rule, beside the losses at the path's two ends.
 
-        All on one batch, at the same timesteps and noise. `loss_finetuned` is that of theta_ft, or of the mixed weights.
+        All on one batch, at the same timesteps and noise. `loss_finetuned` is that of theta_ft, or of mixed.
         """
         batch = self._draw([side], self.config.mask_batch_size or max(1, self.config.batch_size // 2))
         alignments, _ = self.side_alignments(side, batch, [(i + 0.5) / points for i in range(points)])
