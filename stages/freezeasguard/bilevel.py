@@ -52,8 +52,10 @@ class MaskConfig:
     granularity: str
     """tensor (paper), row or element: what one logit decides on."""
     signal: str
-    """local: <dL/dmixed, delta> (Eq. 8). path: averaged along theta_ft -> theta_pre (integrated gradients), so that
-    the units' signals add up to L(theta_pre) - L(theta_ft)."""
+    """local: <dL/dtheta, delta> at the mixed weights (Eq. 8). path: averaged along theta_ft -> theta_pre (integrated
+    gradients), so that the units' signals add up to L(theta_pre) - L(theta_ft). user_path: averaged along
+    mixed -> theta_pre; then those of (1 - m) delta add up to L(theta_pre) - L(mixed). A user who re-adapts under a
+    mask trains the mixed weights; theta_ft, in which nothing is frozen, soon is a model that nobody trained."""
     path_points: int
     """Points of the path that a mask step averages over."""
     common_noise: bool
@@ -92,7 +94,8 @@ class MaskHistory:
 
     loss: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
     path_sum: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    """The sum of all units' alignments; on a path, an estimate of L(theta_pre) - L(theta_ft)."""
+    """What the units' signals add up to (`MaskLearner.path_sum`); on a path, an estimate of the difference of the
+    losses at its ends."""
     path_check: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of a path signal: `MaskLearner.path_check` of each side at the end."""
     mean_mask: list[float] = field(default_factory=list)
@@ -102,9 +105,9 @@ class MaskHistory:
     signal_sum: dict[str, Tensor] = field(default_factory=dict)
     size_sum: dict[str, Tensor] = field(default_factory=dict)
 
-    def record(self, side: str, alignments: Tensor, loss: float) -> None:
+    def record(self, side: str, alignments: Tensor, loss: float, path_sum: float = 0.0) -> None:
         self.loss[side].append(loss)
-        self.path_sum[side].append(float(alignments.double().sum()))
+        self.path_sum[side].append(path_sum)
         zero = torch.zeros_like(alignments)
         self.signal_sum[side] = self.signal_sum.get(side, zero) + alignments
         self.size_sum[side] = self.size_sum.get(side, zero) + alignments.abs()
@@ -239,7 +242,7 @@ class MaskLearner:
         self.optimizer = MaskOptimizer(config, rho)
         self.history = MaskHistory()
         self.weights = side_weights(config, {side: len(data[side]) for side in SIDES})
-        self._path_position = float(torch.rand((), generator=generator)) if config.signal == "path" else 0.0
+        self._path_position = float(torch.rand((), generator=generator)) if config.signal != "local" else 0.0
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
@@ -272,15 +275,17 @@ class MaskLearner:
 
     @contextmanager
     def _at(self, user: SimulatedUser, point: float | None) -> Iterator[None]:
-        """The UNet wears the user's mixed weights, or theta(a) = a theta_pre + (1 - a) theta_ft at the point a.
+        """The UNet wears the user's mixed weights, or those at the point a of the path; at a = 1 theta_pre.
 
-        mixed + (a - m) delta is theta(a), so no third copy of the weights is needed; on leaving they go back.
+        The point is the mask m' = a, and so a theta_pre + (1 - a) theta_ft; on the user's path m' = m + a (1 - m).
+        mixed + (m' - m) delta are its weights, so no third copy of them is needed; on leaving they go back.
         """
         self._wear(user)
         if point is None:
             yield
             return
-        there = point - self.mask.double()
+        m = self.mask.double()
+        there = point - m if self.config.signal != "user_path" else point * (1 - m)
         user.move_mask(self.names, list(self.by_name(there).values()))
         yield
         user.move_mask(self.names, list(self.by_name(-there).values()))
@@ -329,13 +334,18 @@ class MaskLearner:
 
     def path_points(self) -> list[float | None]:
         """Where the next mask step takes its gradient: even over the path, within a step and over many."""
-        if self.config.signal != "path":
+        if self.config.signal == "local":
             return [None]
         points: list[float | None] = []
         for _ in range(self.config.path_points):
             points.append(self._path_position)
             self._path_position = (self._path_position + GOLDEN) % 1
         return points
+
+    def path_sum(self, alignments: Tensor) -> float:
+        """The alignments [N] with the whole way from one end of the path to the other, added up."""
+        way = 1 - self.mask if self.config.signal == "user_path" else torch.ones(())
+        return float((way * alignments).double().sum())
 
     def task_signals(self) -> dict[str, Tensor]:
         """The alignments [N] of each side on fresh batches, on one scale where `normalise` says so."""
@@ -346,7 +356,7 @@ class MaskLearner:
         for side in SIDES:
             batch = self._draw([side], n, like=batch if self.config.common_noise else None)
             alignments, loss = self.side_alignments(side, batch, points)
-            self.history.record(side, alignments, loss)
+            self.history.record(side, alignments, loss, self.path_sum(alignments))
             if self.config.normalise:
                 alignments = alignments / alignments.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
             signals[side] = alignments
@@ -379,9 +389,9 @@ class MaskLearner:
             user_steps()
 
     def path_check(self, side: str, points: int = 4) -> dict[str, float]:
-        """What the units' path signals add up to, by the midpoint rule, beside L(theta_pre) - L(theta_ft).
+        """What the units' path signals add up to, by the midpoint rule, beside the losses at the path's two ends.
 
-        All on one batch, at the same timesteps and noise.
+        All on one batch, at the same timesteps and noise. `loss_finetuned` is that of theta_ft, or of mixed.
         """
         batch = self._draw([side], self.config.mask_batch_size or max(1, self.config.batch_size // 2))
         alignments, _ = self.side_alignments(side, batch, [(i + 0.5) / points for i in range(points)])
@@ -390,7 +400,7 @@ class MaskLearner:
         for end in (1.0, 0.0):
             with self._at(user, end), torch.no_grad():
                 ends.append(float(denoising_loss(self.unet, self.schedule, *batch).mean()))
-        return {"path_sum": float(alignments.double().sum()), "loss_pretrained": ends[0], "loss_finetuned": ends[1]}
+        return {"path_sum": self.path_sum(alignments), "loss_pretrained": ends[0], "loss_finetuned": ends[1]}
 
     def learn(self, description: str = "learning the mask") -> LearnedMask:
         """Algorithm 1. The learner uses the UNet up: afterwards it holds a user's mixed weights.
@@ -401,7 +411,7 @@ class MaskLearner:
         for _ in bar:
             self._round()
             bar.set_postfix({side: f"{self.history.loss[side][-1]:.3f}" for side in SIDES})
-        if self.config.signal == "path":
+        if self.config.signal != "local":
             self.history.path_check = {side: self.path_check(side) for side in SIDES}
         return self._learned(self.logits)
 

@@ -274,8 +274,8 @@ class Adapt(Finetuning):
 
 MASK_PRESETS: dict[str, dict[str, Any]] = {
     # Driven by the task signal. Two users, one a side, whose signals do not cancel; they move as the real user
-    # does and re-adapt between mask steps. What a unit is worth is read along the whole path from theta_ft to
-    # theta_pre, on the same noise for both sides and on one scale. Sparsity is a constraint that ranks nothing.
+    # does and re-adapt between mask steps. What a unit is worth is read along the whole path from the users' weights
+    # to theta_pre, on the same noise for both sides and on one scale. Sparsity is a constraint that ranks nothing.
     # The mask's optimiser is plain gradient descent: from an almost flat start each logit is then the sum of its
     # unit's normalised signals times a slope that all share at first, so that the final ranking is that of the
     # averaged importances. Adam would turn every signal into its sign and so flatten the ranking.
@@ -285,7 +285,7 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         order="user_first",
         mask_batch_size=None,
         granularity="tensor",
-        signal="path",
+        signal="user_path",
         path_points=1,
         common_noise=True,
         logits_init="ratio",
@@ -367,7 +367,7 @@ class Mask(Block):
     mask_batch_size: Positive | None = None
     """Images a side in a mask step; null: half of batch_size, as in a user step."""
     granularity: Literal["tensor", "row", "element"] | None = None
-    signal: Literal["local", "path"] | None = None
+    signal: Literal["local", "path", "user_path"] | None = None
     path_points: Positive | None = None
     common_noise: bool | None = None
     order: Literal["user_first", "mask_first"] | None = None
