@@ -453,6 +453,8 @@ class Study(Block):
     random_draws: Positive = 5
     rules: bool = True
     """Also masks by rule of thumb."""
+    one_shot: bool = True
+    """Also what a single mask step would freeze."""
     rhos: list[Ratio] = []
     """Further freeze ratios of the learned masks, at even weights."""
     illegal_weights: list[Ratio] = []
@@ -633,6 +635,7 @@ def update_params(path: Path, changed: dict[str, Any]) -> None:
 
     yaml_file = YAML()
     yaml_file.preserve_quotes = True
+    yaml_file.width = 4096  # flow lists stay on one line
     values = yaml_file.load(path.read_text())
     values.update(changed)
     with write_atomically(path) as temporary, temporary.open("w") as file:

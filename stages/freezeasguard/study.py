@@ -122,7 +122,7 @@ class Workbench:
         headline = self.study.mask_settings(self.params.rho)[0]
         plans = [
             (kind, granularity, role, rho, weight, self.data, users)
-            for kind in ("freezeasguard", "one_shot")
+            for kind in ("freezeasguard", *(["one_shot"] if self.study.one_shot else []))
             for granularity in GRANULARITIES
             for role in ROLES
             for rho, weight in self.study.mask_settings(self.params.rho)
