@@ -19,8 +19,13 @@ from freezeasguard.baselines.uce import (
     preserved_contexts,
     uce_edit,
 )
+from freezeasguard.data.figures import caption, draw_pose, other_figures, render_figure
 from freezeasguard.diffusion import encode_text, load_text, load_unet, tokenize
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.metrics.recogniser import Recogniser, identity_distance
+from freezeasguard.miniature.gates_figures import generate_images
+from freezeasguard.miniature.train_vae import to_tensor
+from freezeasguard.protected import load_tensors
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 CONCEPTS = ["Fito Bakago", "Nita Rodoga", "Fata Mafasa"]
@@ -170,3 +175,24 @@ def test_refusals() -> None:
         uce_edit(unet, tokenizer, encoder, [], " ", [], UCEConfig("A"))
     with pytest.raises(FreezeAsGuardError, match="no cross-attention"):
         cross_attention_projections(torch.nn.Linear(2, 2))
+
+
+def test_figures_that_the_model_knows_by_name_are_erased() -> None:
+    """The gate where there is something to erase: the corpus' own named figures, which pretraining taught."""
+    known = other_figures(7500, seed=1)[8:16]
+    rng = np.random.default_rng(3)
+    shown = [(figure, draw_pose(rng)) for figure in known for _ in range(2)]
+    recogniser = Recogniser.load(MODEL.parent / "scorers")
+    real = to_tensor(np.stack([np.asarray(render_figure(figure, pose)) for figure, pose in shown]))
+    reference = recogniser.extract(real)[0]
+
+    def distance(unet: torch.nn.Module) -> float:
+        images = generate_images(unet, MODEL, [caption(figure.name, pose) for figure, pose in shown])
+        return float(identity_distance(recogniser.extract(images)[0], reference).mean())
+
+    unet = load_unet(MODEL)
+    before = distance(unet)
+    names = [figure.name for figure in known]
+    load_tensors(unet, uce_edit(unet, *load_text(MODEL), names, "a person", [], UCEConfig("A")))
+    assert before < 0.9  # the model knows them: a stranger reads about 1
+    assert distance(unet) > before + 0.1
