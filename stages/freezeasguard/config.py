@@ -427,6 +427,8 @@ class Score(Block):
     """How images are scored; the files are of the paper's own scores, which `domains.<name>.scores` asks for."""
 
     bootstrap_resamples: Positive
+    comparison_resamples: Positive = 4000
+    """Of the paired differences: p is 2 / (n + 1) at least, and Holm's correction multiplies that by their number."""
     face_detector: str = "retinaface"
     """DeepFace's detector backend."""
     nudenet_weights: Path | None = None
