@@ -19,8 +19,12 @@ SCORERS = DATA / "models" / "scorers"
 
 def run(command: Callable[..., Any]) -> None:
     """Run a stage's command under Typer; an expected error is one line and exit code 1."""
+    import gc
+
     import typer
 
+    gc.freeze()  # what was imported stays anyway
+    gc.enable()
     # The networks are small: one thread is faster, and leaves the other core to the cell's other side.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
