@@ -27,6 +27,7 @@ from freezeasguard.scoring import (
     compared_arms,
     extract,
     kept_losses,
+    kept_share,
     score_arm,
 )
 from freezeasguard.stage import SCORERS
@@ -148,6 +149,8 @@ def test_kept_is_one_for_full_and_zero_for_the_pretrained_model() -> None:
     losses = {"pretrained": {"illegal": 0.2}, "full": {"illegal": 0.1}, "imma": {"illegal": 0.175}}
     kept = kept_losses(losses)
     assert [kept[arm]["illegal"]["kept"] for arm in losses] == pytest.approx([0, 1, 0.25])
+    # A fall of 1% is no scale to measure by, and a rise is none either.
+    assert kept_share(0.2, 0.198, 0.199) is None and kept_share(0.2, 0.21, 0.2) is None
 
 
 def test_an_arm_is_scored_by_side_and_part_with_its_misses(data: CaseData) -> None:

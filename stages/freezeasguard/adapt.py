@@ -94,8 +94,7 @@ def relearn_case(params: Params, case: str, model: Path, data: CaseData, out: Pa
 def adapt_cell(params: Params, case: str, arm: str, model: Path, protected: Path, data: CaseData, out: Path) -> None:
     """The illegal and the legal user of a cell, each on the adaptation half of its side."""
     sets = {side: data.select(side, ["adaptation"]) for side in SIDES}
-    steps = params.cells[f"{case}-{arm}"].steps
-    block = params.adapt if steps is None else params.adapt.model_copy(update={"steps": steps})
+    block = params.adapt_block(case, arm)
     _run(params, model, protected, sets, block, out, f"{case}-{arm}")
 
 

@@ -225,6 +225,8 @@ class Case(Block):
     """What UCE makes the concepts mean: "celebrity" for people, "art" for artists (paper's authors)."""
     adapt_steps: Positive | None = None
     """Of this case's users; null: adapt.steps. The paper trains longer on explicit content."""
+    adapt_lr: PositiveFloat | None = None
+    """Of this case's users; null: adapt.lr. An attacker takes the rate that serves the content best."""
     sweep: list[Annotated[int, Field(ge=0, le=100)]] = []
     """Further freeze percents, each with a freezeasguard and a random arm."""
     granularities: list[Literal["row", "element"]] = []
@@ -244,6 +246,8 @@ class Cell(Block):
     """The protected model that the arm's users start from; another arm's, where this one does not train."""
     steps: Annotated[int, Field(ge=0)] | None = None
     """Of its users; null: adapt.steps."""
+    lr: PositiveFloat | None = None
+    """Of its users; null: adapt.lr."""
 
 
 class SweepCell(Block):
@@ -526,6 +530,12 @@ class Params(Block):
         """The arms of a case in the order of its table."""
         return [cell.arm for cell in self.cells.values() if cell.case == case]
 
+    def adapt_block(self, case: str, arm: str = "full") -> Adapt:
+        """How the users of a cell train: `adapt`, with what the case has of its own."""
+        cell = self.cells[f"{case}-{arm}"]
+        own = {"steps": cell.steps, "lr": cell.lr}
+        return self.adapt.model_copy(update={key: value for key, value in own.items() if value is not None})
+
     def protected(self, case: str, arm: str) -> Path:
         """The folder of the arm's protected model, below data/protected."""
         return Path(case) / self.cells[f"{case}-{arm}"].protected
@@ -559,8 +569,9 @@ def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
     swept: dict[str, Any] = {}
     for name, case in cases.items():
 
-        def add(arm: str, stage: Any = None, name: str = name, steps: int | None = case.adapt_steps) -> None:
-            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm, protected=arm, steps=steps)
+        def add(arm: str, stage: Any = None, name: str = name, case: Case = case) -> None:
+            own = {"steps": case.adapt_steps, "lr": case.adapt_lr}
+            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm, protected=arm, **own)
             if stage:
                 swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=stage)
 

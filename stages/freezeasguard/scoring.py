@@ -348,18 +348,29 @@ def score_arm(
     return scores
 
 
-def kept_losses(losses: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, dict[str, float]]]:
+LEAST_FALL = 0.02
+"""Of the pretrained model's loss: where full fine-tuning lowers it by less, no share of that fall means anything."""
+
+
+def kept_share(pretrained: float, full: float, own: float) -> float | None:
+    """(pretrained - own) / (pretrained - full): 1 for full fine-tuning, 0 for the pretrained model.
+
+    Of losses. None where full fine-tuning hardly lowers the loss (see LEAST_FALL), or raises it.
+    """
+    fall = pretrained - full
+    return (pretrained - own) / fall if fall > LEAST_FALL * pretrained else None
+
+
+def kept_losses(losses: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, dict[str, float | None]]]:
     """arm -> side -> the user's loss at fixed noise, and the share of full fine-tuning's fall that is kept.
 
     Args:
         losses: arm -> side -> loss on the adaptation images, of the pretrained and the full arm too.
     """
+    ends = losses["pretrained"], losses["full"]
     return {
         arm: {
-            side: {
-                "fixed_noise": loss,
-                "kept": (losses["pretrained"][side] - loss) / (losses["pretrained"][side] - losses["full"][side]),
-            }
+            side: {"fixed_noise": loss, "kept": kept_share(ends[0][side], ends[1][side], loss)}
             for side, loss in sides.items()
         }
         for arm, sides in losses.items()

@@ -211,9 +211,7 @@ class Workbench:
             unet, protected = load_unet(self.model), candidate.protected
             load_tensors(unet, protected.edited)
             unet.to(self.device)
-            block = self.params.adapt
-            if candidate.name == "pretrained":
-                block = block.model_copy(update={"steps": 0})
+            block = self.params.adapt_block(self.study.case, "pretrained" if candidate.name == "pretrained" else "full")
             own = self.data.select(side, ["adaptation"])
             finetune(
                 unet,
@@ -303,7 +301,7 @@ def run_study(params: Params, name: str, model: Path, data: Path, scorers: Path,
             "domain": case.domain,
             "classes": classes,
             "scores": params.domain_of(study.case).score_names(),
-            "adapt": params.adapt.model_dump(),
+            "adapt": params.adapt_block(study.case).model_dump(),
             "mask": params.mask.settings(),
             "rows": rows,
         },

@@ -23,6 +23,7 @@ from freezeasguard.data.latents import SIDES
 from freezeasguard.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.files import folder_atomically, read_json
 from freezeasguard.scores import SCORES
+from freezeasguard.scoring import kept_share
 from freezeasguard.study import ROLES, data_side
 from freezeasguard.tables import VERDICTS, write_table
 
@@ -71,14 +72,18 @@ def measured(study: Mapping[str, Any], row: Mapping[str, Any], measure: str) -> 
     return row["scores"][side_score(study["scores"], row["data_side"])]
 
 
-def kept_share(study: Mapping[str, Any], row: Mapping[str, Any], measure: str) -> float:
-    """(pretrained - row) / (pretrained - full) on the row's side of the data."""
+def kept_of(study: Mapping[str, Any], row: Mapping[str, Any], measure: str) -> float:
+    """The share that a row keeps on its side of the data; nan where full fine-tuning hardly lowers the loss."""
     ends = {
         one["name"]: measured(study, one, measure)
         for one in study["rows"]
         if one["name"] in ("pretrained", "full") and one["data_side"] == row["data_side"]
     }
-    return (ends["pretrained"] - measured(study, row, measure)) / (ends["pretrained"] - ends["full"])
+    own = measured(study, row, measure)
+    if measure == "loss":
+        kept = kept_share(ends["pretrained"], ends["full"], own)
+        return math.nan if kept is None else kept
+    return (ends["pretrained"] - own) / (ends["pretrained"] - ends["full"])
 
 
 def kept_by_kind(study: Mapping[str, Any]) -> list[Kept]:
@@ -98,7 +103,7 @@ def kept_by_kind(study: Mapping[str, Any]) -> list[Kept]:
                 by_role = []
                 for role in ROLES[:1] if kind.setting else ROLES:
                     mine = [r for r in rows if r["role"] in (None, role) and r["data_side"] == data_side(side, role)]
-                    by_role.append(np.mean([kept_share(study, row, measure) for row in mine]))
+                    by_role.append(np.mean([kept_of(study, row, measure) for row in mine]))
                 kept[measure, side] = float(np.mean(by_role))
         shares, sizes = ([row[key] for row in rows] for key in ("share_of_parameters_frozen", "mask_bytes"))
         found.append(Kept(kind, kept, float(np.mean(shares)), float(np.mean(sizes))))
@@ -142,8 +147,13 @@ def study_table(studies: Sequence[Mapping[str, Any]], rho: float) -> tuple[list[
         row = [kind.name, f"{kind.granularity}s", frozen, size, str(len(ones))]
         for measure in MEASURES:
             gap, low, high = student_interval([k.gap(measure) for k in ones])
-            row += [f"{np.mean([k.kept[measure, side] for k in ones]):.2f}" for side in SIDES]
-            row.append(f"{gap:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if math.isfinite(low) else ""))
+            means = [float(np.mean([k.kept[measure, side] for k in ones])) for side in SIDES]
+            row += ["-" if math.isnan(mean) else f"{mean:.2f}" for mean in means]
+            row.append(
+                "-"
+                if math.isnan(gap)
+                else f"{gap:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if math.isfinite(low) else "")
+            )
         rows.append(row)
     return header, rows
 

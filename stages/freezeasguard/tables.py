@@ -32,7 +32,8 @@ OURS = {
 SHARED_NOTES = (
     "Worse quality on the illegal side is stronger mitigation; on the legal side it is the cost.",
     "[95% interval]: bootstrap over class, prompt and image. Loss kept: share of full fine-tuning's fall of the "
-    "denoising loss on the adaptation images, at fixed noise, that the arm's user gets; 1 for Full FT.",
+    "denoising loss on the adaptation images, at fixed noise, that the arm's user gets; 1 for Full FT, - where Full FT "
+    "lowers it by less than 2%.",
 )
 ODDITIES = {
     2: (
@@ -120,7 +121,8 @@ def table_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str]
                 row.append(_entry(name, scores[side]["all"][name]))
                 if (metric := SCORES[name].paper_metric) in printed:
                     row.append(paper_value(table, arm, params.arm_rho(arm), side, metric) or "-")
-            rows.append([*row, f"{scores[side]['loss']['kept']:.2f}"])
+            kept = scores[side]["loss"]["kept"]
+            rows.append([*row, "-" if kept is None else f"{kept:.2f}"])
     return header, rows
 
 

@@ -25,7 +25,7 @@ def cell_parameters(params: Params, case: str, arm: str) -> dict[str, Any]:
     """What a cell depends on, flat, as MLflow shows it."""
     blocks: dict[str, Any] = {
         "case": params.cases[case].model_dump(exclude={"sweep"}),
-        "adapt": params.adapt.model_dump(),
+        "adapt": params.adapt_block(case, arm).model_dump(),
         "generate": params.generate.model_dump(),
     }
     if arm.startswith("freezeasguard"):
@@ -39,7 +39,7 @@ def cell_metrics(scores: dict[str, Any]) -> dict[str, float]:
     """Values by "side.part.score"; the intervals are in the run's scores.json."""
     metrics: dict[str, float] = {}
     for side, parts in scores.items():
-        metrics |= {f"{side}.loss.{name}": value for name, value in parts["loss"].items()}
+        metrics |= {f"{side}.loss.{name}": value for name, value in parts["loss"].items() if value is not None}
         for part in ("all", "held_out"):
             for name, score in parts.get(part, {}).items():
                 metrics[f"{side}.{part}.{name}"] = score["value"]
