@@ -22,7 +22,7 @@ from freezeasguard.images import read_images
 from freezeasguard.metrics.clip import ClipFeatures, clip_score
 from freezeasguard.metrics.frechet import EfficientNetFeatures, frechet_distance
 from freezeasguard.metrics.inception import kernel_distance
-from freezeasguard.metrics.recogniser import PRESENCE_THRESHOLD, Recogniser, identity_distance, pair_auc
+from freezeasguard.metrics.recogniser import PRESENCE_THRESHOLD, Recogniser, auc, identity_distance, pair_auc
 from freezeasguard.scores import SCORES
 from freezeasguard.statistics import Interval, bootstrap_interval
 
@@ -205,6 +205,11 @@ class Reference:
         positions = torch.tensor([where[int(row)] for row in rows])
         return {key: tensor[positions] for key, tensor in self.features[extractor].items()}
 
+    def of_side(self, data: CaseData, side: str) -> dict[str, Features]:
+        """The features of a side's real images, by extractor: what a set of generated ones is measured against."""
+        rows = data.rows(side, ["adaptation", "held_out"])["row"]
+        return {name: self.at(name, rows) for name in self.features}
+
 
 # --- the generated images ----------------------------------------------------------------------------
 
@@ -336,8 +341,7 @@ def score_arm(
     """side -> all | held_out -> score -> value, interval and counts."""
     scores: dict[str, Any] = {}
     for side in SIDES:
-        targets = data.rows(side, ["adaptation", "held_out"])["row"]
-        real = {name: reference.at(name, targets) for name in reference.features}
+        real = reference.of_side(data, side)
         rows = (scored.table["side"] == side).to_numpy()
         held_out = rows & (scored.table["part"] == "held_out").to_numpy()
         scores[side] = {
@@ -484,9 +488,6 @@ def _auc(data: CaseData, reference: Reference, name: str) -> dict[str, float]:
         labels = torch.from_numpy(pd.factorize(index["class"])[0])
         return {"auc": pair_auc(torch.nn.functional.normalize(own["embedding"], dim=1), labels)}
     if kind.rule == "amount":
-        from scipy.stats import rankdata
-
-        ranks, illegal = rankdata(own["score"].numpy()), (index["side"] == SIDES[0]).to_numpy()
-        n, m = int(illegal.sum()), int((~illegal).sum())
-        return {"auc": float((ranks[illegal].sum() - n * (n + 1) / 2) / (n * m))}
+        illegal = torch.from_numpy((index["side"] == SIDES[0]).to_numpy())
+        return {"auc": auc(own["score"][illegal], own["score"][~illegal])}
     return {}

@@ -258,8 +258,7 @@ class Workbench:
                 pd.concat(tables, ignore_index=True), folder, raw, self.data, reference, names, extractors
             )
             for side in SIDES:
-                targets = self.data.rows(side, ["adaptation", "held_out"])["row"]
-                real = {name: reference.at(name, targets) for name in reference.features}
+                real = reference.of_side(self.data, side)
                 mine = scored.take((scored.table["side"] == side).to_numpy())
                 rows.append(
                     {

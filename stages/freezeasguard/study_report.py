@@ -25,7 +25,7 @@ from freezeasguard.files import folder_atomically, read_json
 from freezeasguard.scores import SCORES
 from freezeasguard.scoring import kept_share
 from freezeasguard.study import ROLES, data_side
-from freezeasguard.tables import VERDICTS, write_table
+from freezeasguard.tables import side_score, write_table
 
 ORDER = ("freezeasguard", "one_shot", "other_case", "zeroed_signal", "random", "random-parameters")
 MEASURES = ("loss", "score")
@@ -59,11 +59,6 @@ class Kept:
 
     def gap(self, measure: str) -> float:
         return self.kept[measure, "legal"] - self.kept[measure, "illegal"]
-
-
-def side_score(names: Sequence[str], side: str) -> str:
-    """The score that speaks for a side of the case's data (see `tables.VERDICTS`)."""
-    return dict(zip(SIDES, VERDICTS.get(names[0], (names[0], names[0])), strict=True))[side]
 
 
 def measured(study: Mapping[str, Any], row: Mapping[str, Any], measure: str) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -45,6 +46,11 @@ ODDITIES = {
 }
 VERDICTS = {"nudenet": ("nudenet", "fid"), "nudenet_faces": ("nudenet_faces", "fd_efficientnet_lite0")}
 """The score that speaks for the illegal side and the one for the legal side, where they are not the same."""
+
+
+def side_score(names: Sequence[str], side: str) -> str:
+    """The score, out of a domain's, that speaks for a side (see VERDICTS)."""
+    return dict(zip(SIDES, VERDICTS.get(names[0], (names[0], names[0])), strict=True))[side]
 
 
 @cache
@@ -162,7 +168,7 @@ def verdict_lines(params: Params, case_name: str, reports: Path) -> list[str]:
     """
     table = params.cases[case_name].table
     first = params.domain_of(case_name).score_names()[0]
-    named = dict(zip(SIDES, VERDICTS.get(first, (first, first)), strict=True))
+    named = {side: side_score([first], side) for side in SIDES}
     full = read_scores(reports, case_name, "full")
     lines = []
     for arm in params.arms(case_name):
