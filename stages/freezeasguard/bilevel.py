@@ -62,7 +62,7 @@ class MaskConfig:
     """Both sides of a mask step see the same timesteps and noise: less variance in their difference."""
     temperature: float
     logits_init: str
-    """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: small noise around m = rho."""
+    """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, with noise that only breaks ties."""
     derivative: str
     mask_optimizer: str
     """sgd (paper) or adam: an adaptive step for each logit."""
@@ -161,7 +161,7 @@ def initial_logits(n: int, config: MaskConfig, rho: float, generator: torch.Gene
     elif config.logits_init == "uniform":  # m in 0.5..0.993 (authors' code)
         logits = torch.rand(n, generator=generator)
     elif config.logits_init == "ratio":
-        noise = 0.01 * config.temperature * torch.randn(n, generator=generator)
+        noise = 1e-5 * config.temperature * torch.randn(n, generator=generator)
         logits = project_to_ratio(noise, config.temperature, rho)
     else:
         raise FreezeAsGuardError(f"mask.logits_init is {config.logits_init!r}; use negative, uniform or ratio")
