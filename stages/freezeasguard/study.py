@@ -24,7 +24,7 @@ from freezeasguard.baselines.random_freezing import random_frozen_by_parameters,
 from freezeasguard.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
 from freezeasguard.config import Params, Study
 from freezeasguard.data.latents import SIDES, CaseData
-from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, named_tensors, stored_tensors
+from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.files import read_json, write_json
 from freezeasguard.generate import generate_side, prompt_table
 from freezeasguard.granularity import GRANULARITIES
@@ -98,7 +98,6 @@ class Workbench:
 
         def train(side: str, path: Path) -> None:
             unet = load_unet(self.model)
-            before = {n: t.detach().clone() for n, t in named_tensors(unet).items()}
             config, half = finetune_config(self.params.relearn), data.select(side, ["mask_learning"])
             finetune(
                 unet.to(self.device),
@@ -108,7 +107,7 @@ class Workbench:
                 generator=self.generator(),
                 description=f"user {side}",
             )
-            torch.save(changed_tensors(unet.to("cpu"), before), path)
+            torch.save(changed_tensors(unet.to("cpu"), stored_tensors(self.model)), path)
 
         paths = self.side_by_side(
             {f"user-{label}-{side}.pt": lambda path, side=side: train(side, path) for side in SIDES}
