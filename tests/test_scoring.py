@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ from freezeasguard.comparisons import holm
 from freezeasguard.config import Domain, Score, parse_params, profile_text
 from freezeasguard.data.latents import CaseData
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.images import read_images
+from freezeasguard.metrics.efficientnet import pooled_and_statistics
 from freezeasguard.metrics.frechet import frechet_distance
+from freezeasguard.metrics.style import StyleFeatures
 from freezeasguard.scores import EMBEDDED_SCORES, SCORES
 from freezeasguard.scoring import (
     Extractors,
@@ -170,10 +174,29 @@ def test_features_do_not_depend_on_the_chunk(tmp_path: Path, monkeypatch: pytest
     whole = extract(paths, names, extractors())
     monkeypatch.setattr("freezeasguard.scoring.CHUNK", 2)
     pieces = extract(paths, names, extractors())
-    assert whole.keys() == pieces.keys() == {"recogniser", "style", "efficientnet"}
+    assert whole.keys() == pieces.keys() == {"recogniser", "efficientnet"}
     for name, features in whole.items():
         for key, tensor in features.items():
             assert torch.allclose(tensor.double(), pieces[name][key].double(), atol=1e-5)
+
+
+def test_one_pass_of_efficientnet_serves_both_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    images = read_images(paths)
+    alone = {"features": pooled_and_statistics(images)[0], "embedding": StyleFeatures(ROOT / SCORERS).extract(images)}
+    passes: list[int] = []
+
+    def look(images: torch.Tensor, blocks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        passes.append(len(images))
+        return pooled_and_statistics(images, blocks)
+
+    monkeypatch.setattr("freezeasguard.metrics.efficientnet.pooled_and_statistics", look)
+    found = extract(paths, ["style_efficientnet_lite0", "fd_efficientnet_lite0"], extractors())["efficientnet"]
+    assert passes == [3] and found.keys() == alone.keys()
+    assert all(torch.equal(found[key], alone[key]) for key in alone)
 
 
 def test_the_papers_scores_ask_for_their_files() -> None:

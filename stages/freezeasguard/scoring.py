@@ -20,7 +20,7 @@ from freezeasguard.data.latents import SIDES, CaseData
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.images import read_images
 from freezeasguard.metrics.clip import ClipFeatures, clip_score
-from freezeasguard.metrics.frechet import EfficientNetFeatures, frechet_distance
+from freezeasguard.metrics.frechet import frechet_distance
 from freezeasguard.metrics.inception import kernel_distance
 from freezeasguard.metrics.recogniser import PRESENCE_THRESHOLD, Recogniser, auc, identity_distance, pair_auc
 from freezeasguard.scores import SCORES
@@ -59,7 +59,6 @@ class Extractors:
         """Images [n, 3, h, w] in -1..1 -> features."""
         loaders: dict[str, Callable[[], Callable[[Tensor], Features]]] = {
             "recogniser": self._recogniser,
-            "style": self._style,
             "efficientnet": self._efficientnet,
             "inception": self._inception,
             "csd": self._csd,
@@ -106,11 +105,18 @@ class Extractors:
 
         return look
 
-    def _style(self) -> Callable[[Tensor], Features]:
-        from freezeasguard.metrics.style import StyleFeatures
+    def _efficientnet(self) -> Callable[[Tensor], Features]:
+        """Both stand-ins from one pass: the set's features, and the style of each image."""
+        from freezeasguard.metrics.efficientnet import pooled_and_statistics
+        from freezeasguard.metrics.style import BLOCKS, StyleFeatures
 
-        network = StyleFeatures(self.scorers)
-        return lambda images: {"embedding": network.extract(images)}
+        style = StyleFeatures(self.scorers)
+
+        def look(images: Tensor) -> Features:
+            pooled, statistics = pooled_and_statistics(images, BLOCKS)
+            return {"features": pooled, "embedding": style.embed(statistics)}
+
+        return look
 
     def _csd(self) -> Callable[[Tensor], Features]:
         from freezeasguard.metrics.csd import CSDStyle
@@ -139,10 +145,6 @@ class Extractors:
         return lambda images: {
             "score": nudity.nudity_score(network.detect(images, c.nudenet_px), labels, c.nudenet_threshold)
         }
-
-    def _efficientnet(self) -> Callable[[Tensor], Features]:
-        network = EfficientNetFeatures()
-        return lambda images: {"features": torch.from_numpy(network(images))}
 
     def _inception(self) -> Callable[[Tensor], Features]:
         from freezeasguard.metrics.inception import InceptionFeatures
