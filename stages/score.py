@@ -29,10 +29,8 @@ def main(case: str) -> None:
             scored[arm].table.to_csv(out / f"{arm}.csv", index=False)
             scores = score_arm(scored[arm], data, reference, names, params.score, params.seed)
             write_json(metrics / f"{arm}.json", {side: {"loss": kept[arm][side], **scores[side]} for side in scores})
-        resamples = params.score.comparison_resamples
-        differences = {
-            name: compare_arms(scored, name, resamples, params.seed) for name in names if SCORES[name].an_image
-        }
+        of_images = [name for name in names if SCORES[name].an_image]
+        differences = compare_arms(scored, of_images, params.score.comparison_resamples, params.seed)
         write_json(metrics / "differences.json", differences)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from freezeasguard.comparisons import holm, paired_differences
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.statistics import bootstrap_interval
+from freezeasguard.statistics import bootstrap_interval, resample_clusters
 
 CLASSES = np.repeat(np.arange(12), 6)
 PROMPTS = np.repeat(np.arange(36), 2)
@@ -33,6 +33,10 @@ def test_holm_is_the_closed_test_of_bonferroni(p_values: list[float]) -> None:
         assert corrected == pytest.approx(worst)
 
 
+def resamples(n: int, rng: np.random.Generator) -> list[np.ndarray]:
+    return list(resample_clusters((CLASSES, PROMPTS), n, rng))
+
+
 def synthetic(rng: np.random.Generator, shift: float) -> dict[str, np.ndarray]:
     """Two arms share class and prompt effects; their difference varies from class to class."""
     shared = rng.normal(0, 1, 12)[CLASSES] + rng.normal(0, 0.5, 36)[PROMPTS]
@@ -44,9 +48,7 @@ def test_interval_covers_the_true_difference() -> None:
     rng = np.random.default_rng(0)
     covered = []
     for _ in range(150):
-        found = paired_differences(synthetic(rng, 0.4), [("a", "b")], (CLASSES, PROMPTS), n_resamples=150, rng=rng)[
-            ("a", "b")
-        ].interval
+        found = paired_differences(synthetic(rng, 0.4), [("a", "b")], resamples(150, rng))[("a", "b")].interval
         covered.append(found.low <= 0.4 <= found.high)
     # Percentile intervals of 12 classes fall a little short of 95% and nested resampling adds a little.
     assert 0.87 <= np.mean(covered) <= 0.995
@@ -58,7 +60,7 @@ def test_without_an_effect_few_claims_are_made() -> None:
     for _ in range(120):
         values = synthetic(rng, 0.0) | {"c": synthetic(rng, 0.0)["a"]}
         pairs = [("a", "b"), ("c", "b"), ("a", "c")]
-        found = paired_differences(values, pairs, (CLASSES, PROMPTS), n_resamples=150, rng=rng)
+        found = paired_differences(values, pairs, resamples(150, rng))
         claims.append(min(d.p_holm for d in found.values()) < 0.05)
     assert np.mean(claims) <= 0.12
 
@@ -66,7 +68,7 @@ def test_without_an_effect_few_claims_are_made() -> None:
 def test_pairing_takes_out_what_the_arms_share() -> None:
     rng = np.random.default_rng(2)
     values = synthetic(rng, 0.8)
-    found = paired_differences(values, [("a", "b")], (CLASSES, PROMPTS), n_resamples=400, rng=rng)[("a", "b")]
+    found = paired_differences(values, [("a", "b")], resamples(400, rng))[("a", "b")]
     alone = bootstrap_interval(
         lambda rows: float(values["a"][rows].mean()), (CLASSES, PROMPTS), n_resamples=400, rng=rng
     )
@@ -80,7 +82,7 @@ def test_equal_arms_differ_by_nothing_and_signs_turn_with_the_pair() -> None:
     values = synthetic(rng, 0.5)
     values["a2"] = values["a"].copy()
     pairs = [("a", "a2"), ("a", "b"), ("b", "a")]
-    found = paired_differences(values, pairs, (CLASSES, PROMPTS), n_resamples=100, rng=rng)
+    found = paired_differences(values, pairs, resamples(100, rng))
     same, forth, back = (found[pair] for pair in pairs)
     assert (same.interval.value, same.interval.low, same.interval.high, same.p) == (0, 0, 0, 1)
     assert forth.interval.low == pytest.approx(-back.interval.high) and forth.p == back.p
@@ -91,5 +93,5 @@ def test_refusals() -> None:
     values = {"a": np.zeros(72), "b": np.zeros(71), "c": np.full(72, np.nan)}
     for other, said in (("d", "no scores of the arm 'd'"), ("b", "not paired"), ("c", "without a score")):
         with pytest.raises(FreezeAsGuardError, match=said):
-            paired_differences(values, [("a", other)], (CLASSES, PROMPTS), n_resamples=10, rng=rng)
-    assert paired_differences(values, [], (CLASSES, PROMPTS), n_resamples=10, rng=rng) == {}
+            paired_differences(values, [("a", other)], resamples(10, rng))
+    assert paired_differences(values, [], resamples(10, rng)) == {}

@@ -17,8 +17,8 @@ from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import load_unet, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.granularity import n_units, normal_form, spread_over_weights
-from freezeasguard.protect import protect_randomly, tensor_shapes
-from freezeasguard.protected import read_protected
+from freezeasguard.protect_blind import protect_randomly
+from freezeasguard.protected import read_protected, tensor_shapes
 from freezeasguard.training import FinetuneConfig
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
@@ -35,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("rho", RHOS)
 @pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
 def test_random_units_are_exactly_rho_of_the_whole_network(granularity: str, rho: float, tiny_unet: Any) -> None:
-    shapes = tensor_shapes(tiny_unet)
+    shapes = tensor_shapes(named_tensors(tiny_unet))
     units = random_frozen_units(shapes, rho, granularity, generator())
     assert {name: len(chosen) for name, chosen in units.items()} == {
         name: n_units(shape, granularity) for name, shape in shapes.items()
@@ -46,7 +46,7 @@ def test_random_units_are_exactly_rho_of_the_whole_network(granularity: str, rho
 
 @pytest.mark.parametrize("granularity", ["row", "element"])
 def test_random_units_follow_their_seed_and_spread_over_the_network(granularity: str, tiny_unet: Any) -> None:
-    shapes = tensor_shapes(tiny_unet)
+    shapes = tensor_shapes(named_tensors(tiny_unet))
     first, again, other = (random_frozen_units(shapes, 0.3, granularity, generator(s)) for s in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     flat, others = torch.cat(list(first.values())), torch.cat(list(other.values()))
@@ -58,7 +58,7 @@ def test_random_units_follow_their_seed_and_spread_over_the_network(granularity:
 
 @pytest.mark.parametrize("rho", RHOS)
 def test_random_tensors_as_units_are_the_random_arm_draw_for_draw(rho: float, tiny_unet: Any) -> None:
-    shapes = tensor_shapes(tiny_unet)
+    shapes = tensor_shapes(named_tensors(tiny_unet))
     names, parts = normal_form((), random_frozen_units(shapes, rho, "tensor", generator(3)))
     assert not parts and names == random_frozen(shapes, rho, generator(3))
 
@@ -66,7 +66,7 @@ def test_random_tensors_as_units_are_the_random_arm_draw_for_draw(rho: float, ti
 @pytest.mark.parametrize("share", RHOS)
 @pytest.mark.parametrize("seed", range(3))
 def test_random_tensors_by_parameters_come_nearest_to_their_share(share: float, seed: int, tiny_unet: Any) -> None:
-    shapes = tensor_shapes(tiny_unet)
+    shapes = tensor_shapes(named_tensors(tiny_unet))
     sizes = {name: n_units(shape, "element") for name, shape in shapes.items()}
     frozen = random_frozen_by_parameters(shapes, share, generator(seed))
     wanted = share * sum(sizes.values())
@@ -91,16 +91,16 @@ def test_random_tensors_by_parameters_on_sizes_counted_by_hand() -> None:
 
 
 def test_random_tensors_by_parameters_follow_their_seed(tiny_unet: Any) -> None:
-    shapes = tensor_shapes(tiny_unet)
+    shapes = tensor_shapes(named_tensors(tiny_unet))
     draws = [random_frozen_by_parameters(shapes, 0.3, generator(seed)) for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
 def test_the_folder_of_a_random_mask_says_how_much_it_freezes(granularity: str, tmp_path: Path, tiny_unet: Any) -> None:
-    protect_randomly(tiny_unet, tmp_path / "p", 0.3, 7, granularity)
+    protect_randomly(named_tensors(tiny_unet), tmp_path / "p", 0.3, 7, granularity)
     read = read_protected(tmp_path / "p", tiny_unet)
-    total = sum(n_units(shape, granularity) for shape in tensor_shapes(tiny_unet).values())
+    total = sum(n_units(shape, granularity) for shape in tensor_shapes(named_tensors(tiny_unet)).values())
     assert read.settings == {"rho": 0.3, "seed": 7} and read.granularity == granularity
     assert (read.diagnostics["n_units"], read.diagnostics["n_frozen"]) == (total, round(0.3 * total))
     weights = sum(t.numel() for t in tiny_unet.parameters())
@@ -110,13 +110,13 @@ def test_the_folder_of_a_random_mask_says_how_much_it_freezes(granularity: str, 
 
 
 def test_the_folder_of_a_random_mask_by_parameters(tmp_path: Path, tiny_unet: Any) -> None:
-    protect_randomly(tiny_unet, tmp_path / "p", 0.4, 7, by_parameters=True)
+    protect_randomly(named_tensors(tiny_unet), tmp_path / "p", 0.4, 7, by_parameters=True)
     read = read_protected(tmp_path / "p", tiny_unet)
     assert read.diagnostics["share_of_parameters_frozen"] == pytest.approx(0.4, abs=1e-3)
     assert read.diagnostics["n_frozen"] == len(read.frozen) and read.settings["by"] == "parameters"
-    assert read.frozen == random_frozen_by_parameters(tensor_shapes(tiny_unet), 0.4, generator(7))
+    assert read.frozen == random_frozen_by_parameters(tensor_shapes(named_tensors(tiny_unet)), 0.4, generator(7))
     with pytest.raises(FreezeAsGuardError, match="draws tensors, not granularity 'row'"):
-        protect_randomly(tiny_unet, tmp_path / "q", 0.4, 7, "row", by_parameters=True)
+        protect_randomly(named_tensors(tiny_unet), tmp_path / "q", 0.4, 7, "row", by_parameters=True)
 
 
 # --- rules of thumb -------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_a_user_cannot_move_the_units_of_the_folder(
     data = LatentSet(torch.randn(4, 2, 8, 16, 16, generator=draw), text)
     config = FinetuneConfig(steps=1, batch_size=2, lr=1e-3, weight_decay=0.1)
     for seed in (1, 2):
-        protect_randomly(unet, tmp_path / "p", 0.5, seed, granularity)
+        protect_randomly(named_tensors(unet), tmp_path / "p", 0.5, seed, granularity)
         settings = {"seed": 0, "device": "cpu", "checkpoint_name": "c"}
         adapt.adapt_and_save("illegal", MODEL, tmp_path / "p", data, config, tmp_path, **settings)
     assert identities[0] != identities[1]  # another mask takes up no checkpoint of this one

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from freezeasguard.config import profile_text
-from freezeasguard.diffusion import load_unet
-from freezeasguard.protect import protect_nothing
+from freezeasguard.diffusion import stored_tensors
+from freezeasguard.protect_blind import protect_nothing
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Path:
     rows = [f"{i},{'illegal' if i < 4 else 'legal'},c{i},C,adaptation,{i}.png,a photo of C,{i}" for i in range(8)]
     header = "row,side,class,subject,part,path,caption,sha256"
     (folder / "index.csv").write_text("\n".join([header, *rows]) + "\n")
-    protect_nothing(load_unet(ROOT / "data/models/tiny-1.5"), tmp_path / "data/protected/portraits/full", "full")
+    protect_nothing(stored_tensors(ROOT / "data/models/tiny-1.5"), tmp_path / "data/protected/portraits/full", "full")
     return tmp_path
 
 

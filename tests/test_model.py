@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from freezeasguard.diffusion import load_unet, load_vae
+from freezeasguard.diffusion import load_unet, load_vae, model_hash, named_tensors, stored_tensors
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.metrics.recogniser import Recogniser
 from freezeasguard.miniature.gates import read_gates
@@ -42,6 +45,60 @@ def test_plain_pipeline_loads_and_draws() -> None:
     generator = torch.Generator().manual_seed(0)
     image = pipeline("a photo of a person", num_inference_steps=2, generator=generator).images[0]
     assert image.size == (64, 64)
+
+
+def unet_alone(folder: Path) -> Path:
+    """A model folder that shares all but its UNet, which is to be written, with the shipped one."""
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        (folder / part).symlink_to(MODEL / part)
+    return folder / "unet"
+
+
+def assert_stored_as_loaded(model: Path) -> None:
+    stored, loaded = stored_tensors(model), named_tensors(load_unet(model))
+    assert stored.keys() == loaded.keys() and len(stored) == 686
+    assert all(torch.equal(stored[name].float(), loaded[name].detach()) for name in loaded)
+    assert model_hash(stored) == model_hash(loaded)
+
+
+def test_stored_tensors_are_those_of_the_loaded_network() -> None:
+    assert_stored_as_loaded(MODEL)
+
+
+def test_stored_tensors_of_a_model_in_shards(tmp_path: Path) -> None:
+    unet = unet_alone(tmp_path)
+    load_unet(MODEL).save_pretrained(unet, max_shard_size="4MB")
+    shards = sorted(unet.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert_stored_as_loaded(tmp_path)
+    shards[0].unlink()
+    with pytest.raises(FreezeAsGuardError, match=f"{shards[0].name} is missing"):
+        stored_tensors(tmp_path)
+    shutil.copyfile(shards[1], shards[0])
+    with pytest.raises(FreezeAsGuardError, match="index.json names .*, which no file holds"):
+        stored_tensors(tmp_path)
+
+
+def test_stored_tensors_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    unet = unet_alone(tmp_path)
+    unet.mkdir()
+    weights = (MODEL / "unet/diffusion_pytorch_model.safetensors").read_bytes()
+    (unet / "diffusion_pytorch_model.fp16.safetensors").write_bytes(weights)
+    with pytest.raises(FreezeAsGuardError, match=r"is missing \(.* holds diffusion_pytorch_model\.fp16\.safetensors\)"):
+        stored_tensors(tmp_path)
+    (unet / "diffusion_pytorch_model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(FreezeAsGuardError, match="cannot load .*fetch the model again"):
+        stored_tensors(tmp_path)
+
+
+def test_blind_stages_load_no_network_library() -> None:
+    code = (
+        "import sys; from pathlib import Path; from stages import random_freeze, unprotected; "
+        f"from freezeasguard.diffusion import stored_tensors; stored_tensors(Path({str(MODEL)!r})); "
+        "print([m for m in ('diffusers', 'transformers', 'pandas') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,14 @@ import torch
 import yaml
 from PIL import Image
 
-from freezeasguard.comparisons import holm
+from freezeasguard.comparisons import holm, paired_differences
 from freezeasguard.config import Domain, Score, parse_params, profile_text
 from freezeasguard.data.latents import CaseData
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.images import read_images
+from freezeasguard.metrics.efficientnet import pooled_and_statistics
 from freezeasguard.metrics.frechet import frechet_distance
+from freezeasguard.metrics.style import StyleFeatures
 from freezeasguard.scores import EMBEDDED_SCORES, SCORES
 from freezeasguard.scoring import (
     Extractors,
@@ -31,6 +36,7 @@ from freezeasguard.scoring import (
     score_arm,
 )
 from freezeasguard.stage import SCORERS
+from freezeasguard.statistics import resample_clusters
 
 CONFIG = Score(bootstrap_resamples=20)
 ROOT = Path(__file__).parent.parent
@@ -116,9 +122,8 @@ def scored(values: list[float], files: list[str] | None = None) -> ScoredImages:
 def test_arms_are_compared_on_the_same_images_and_corrected_together() -> None:
     full = scored([0.1, 0.2, 0.3, 0.4, 0.1, 0.2, 0.3, 0.4])
     shifted = scored([0.4, 0.5, 0.6, 0.7, 0.1, 0.2, 0.3, 0.4])
-    found = compare_arms(
-        {"pretrained": full, "full": full, "freezeasguard": shifted, "random": full}, "recogniser", 99, 0
-    )
+    arms = {"pretrained": full, "full": full, "freezeasguard": shifted, "random": full}
+    found = compare_arms(arms, ["recogniser"], 99, 0)["recogniser"]
     assert found["illegal"]["freezeasguard - full"]["interval"] == {
         "value": pytest.approx(0.3),
         "low": pytest.approx(0.3),
@@ -133,7 +138,32 @@ def test_arms_are_compared_on_the_same_images_and_corrected_together() -> None:
 def test_arms_with_other_images_are_refused() -> None:
     other = scored([0.0] * 8, [f"other-{i}.png" for i in range(8)])
     with pytest.raises(FreezeAsGuardError, match="arms full and random have other images"):
-        compare_arms({"full": scored([0.0] * 8), "random": other}, "recogniser", 9, 0)
+        compare_arms({"full": scored([0.0] * 8), "random": other}, ["recogniser"], 9, 0)
+
+
+def test_scores_compared_together_are_what_each_is_alone() -> None:
+    rng = np.random.default_rng(1)
+    arms = {
+        arm: scored(rng.normal(size=8).tolist()) for arm in ("pretrained", "full", "uce", "freezeasguard", "random")
+    }
+    for arm in arms.values():
+        arm.table["clip_tiny"] = rng.normal(size=8)
+    found = compare_arms(arms, ["recogniser", "clip_tiny"], 50, seed=5)
+    assert list(found) == ["recogniser", "clip_tiny"]
+    pairs = compared_arms(list(arms))
+    for name, sides in found.items():
+        expected = {}
+        for side in ("illegal", "legal"):
+            tables = {arm: images.table[images.table["side"] == side] for arm, images in arms.items()}
+            clusters = tables["full"]["class"].tolist(), tables["full"]["reference_row"].tolist()
+            resamples = list(resample_clusters(clusters, 50, np.random.default_rng(5)))
+            values = {arm: table[name].to_numpy() for arm, table in tables.items()}
+            expected[side] = paired_differences(values, pairs, resamples)
+        corrected = holm([d.p for one in expected.values() for d in one.values()])
+        assert [list(side) for side in sides.values()] == [[f"{a} - {b}" for a, b in pairs]] * 2
+        flat = [difference for side in sides.values() for difference in side.values()]
+        for mine, alone, p in zip(flat, (d for one in expected.values() for d in one.values()), corrected, strict=True):
+            assert mine == {**dataclasses.asdict(alone), "p_holm": p}
 
 
 def test_every_mask_meets_the_random_one_of_its_size() -> None:
@@ -170,10 +200,29 @@ def test_features_do_not_depend_on_the_chunk(tmp_path: Path, monkeypatch: pytest
     whole = extract(paths, names, extractors())
     monkeypatch.setattr("freezeasguard.scoring.CHUNK", 2)
     pieces = extract(paths, names, extractors())
-    assert whole.keys() == pieces.keys() == {"recogniser", "style", "efficientnet"}
+    assert whole.keys() == pieces.keys() == {"recogniser", "efficientnet"}
     for name, features in whole.items():
         for key, tensor in features.items():
             assert torch.allclose(tensor.double(), pieces[name][key].double(), atol=1e-5)
+
+
+def test_one_pass_of_efficientnet_serves_both_stand_ins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    images = read_images(paths)
+    alone = {"features": pooled_and_statistics(images)[0], "embedding": StyleFeatures(ROOT / SCORERS).extract(images)}
+    passes: list[int] = []
+
+    def look(images: torch.Tensor, blocks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        passes.append(len(images))
+        return pooled_and_statistics(images, blocks)
+
+    monkeypatch.setattr("freezeasguard.metrics.efficientnet.pooled_and_statistics", look)
+    found = extract(paths, ["style_efficientnet_lite0", "fd_efficientnet_lite0"], extractors())["efficientnet"]
+    assert passes == [3] and found.keys() == alone.keys()
+    assert all(torch.equal(found[key], alone[key]) for key in alone)
 
 
 def test_the_papers_scores_ask_for_their_files() -> None:

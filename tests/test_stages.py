@@ -133,3 +133,8 @@ def test_importing_the_command_loads_nothing_heavy() -> None:
     heavy = ("torch", "diffusers", "mlflow", "pandas")
     code = f"import sys, freezeasguard.cli; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_stages_that_only_count_and_print_load_no_torch() -> None:
+    code = "import sys; from stages import split, survey, tables; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"

@@ -59,8 +59,7 @@ def test_a_sample_takes_whole_groups_at_every_level() -> None:
     prompts = np.tile(np.repeat(["p", "q"], 4), 3)  # the same prompt names in every class
     rng = np.random.default_rng(3)
     n_classes = set()
-    for _ in range(50):
-        rows = resample_clusters([classes, prompts], rng)
+    for rows in resample_clusters([classes, prompts], 50, rng):
         assert len(rows) == 24  # equal groups, so equal numbers of rows
         drawn, counts = np.unique(classes[rows], return_counts=True)
         n_classes.add(len(drawn))
@@ -71,8 +70,27 @@ def test_a_sample_takes_whole_groups_at_every_level() -> None:
     assert n_classes == {1, 2, 3}
 
 
+def nested_sample(levels: list[np.ndarray], rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One sample as the docstring has it, its groups sought as they are drawn."""
+    if not levels:
+        return rng.choice(rows, size=len(rows))
+    labels = levels[0][rows]
+    groups = [rows[labels == label] for label in np.unique(labels)]
+    picked = rng.integers(len(groups), size=len(groups))
+    return np.concatenate([nested_sample(levels[1:], groups[g], rng) for g in picked])
+
+
+def test_groups_sought_once_give_the_samples_of_groups_sought_each_time() -> None:
+    draw = np.random.default_rng(7)
+    classes, prompts = draw.integers(4, size=40), draw.integers(15, size=40)
+    mine, plain = np.random.default_rng(8), np.random.default_rng(8)
+    for rows in resample_clusters([classes, prompts], 20, mine):
+        np.testing.assert_array_equal(rows, nested_sample([classes, prompts], np.arange(40), plain))
+    assert mine.integers(2**60) == plain.integers(2**60)
+
+
 def test_rows_are_drawn_with_replacement_inside_their_class() -> None:
-    rows = resample_clusters([np.zeros(50)], np.random.default_rng(6))
+    (rows,) = resample_clusters([np.zeros(50)], 1, np.random.default_rng(6))
     assert len(rows) == 50 and 20 < len(set(rows.tolist())) < 45
 
 
@@ -96,7 +114,7 @@ def test_a_frechet_distance_lies_within_its_interval() -> None:
         return frechet_distance(a[rows], b)
 
     value = distance(np.arange(30))
-    resampled = [distance(resample_clusters([np.arange(30)], rng)) for _ in range(40)]
+    resampled = [distance(rows) for rows in resample_clusters([np.arange(30)], 40, rng)]
     assert min(resampled) > value
     interval = bootstrap_interval(distance, [np.arange(30)], n_resamples=40, rng=rng)
     assert interval.low < interval.value == value < interval.high

@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 
 from freezeasguard.config import Params, parse_params, profile_text
 from freezeasguard.data.latents import SIDES
-from freezeasguard.diffusion import load_unet
-from freezeasguard.protect import tensor_shapes
-from freezeasguard.protected import Protected, mask_sizes
+from freezeasguard.diffusion import stored_tensors
+from freezeasguard.protected import Protected, mask_sizes, tensor_shapes
 from freezeasguard.study import ROLES, Candidate, Workbench, data_side
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
@@ -76,7 +75,7 @@ def test_blind_masks_are_of_every_kind_and_size(bench: Workbench) -> None:
         "zeroed_signal",
     ]
     assert {c.role for c in found} == {None} and len({c.key for c in found}) == len(found)
-    shapes = tensor_shapes(load_unet(MODEL))
+    shapes = tensor_shapes(stored_tensors(MODEL))
     sizes = {c.key: mask_sizes(c.protected, shapes) for c in found}
     for c in found:
         if c.name != "random-parameters":

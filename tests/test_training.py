@@ -102,11 +102,15 @@ def test_freezing_replaces_an_earlier_freeze(toy: ToyDenoiser) -> None:
     assert {name for name, p in toy.named_parameters() if not p.requires_grad} == {"bias"}
 
 
-def test_rho_1_trains_nothing(schedule: NoiseSchedule, data: LatentSet, optimizers: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("idle", ["rho 1", "no steps"])
+def test_an_idle_user_trains_nothing(
+    idle: str, schedule: NoiseSchedule, data: LatentSet, optimizers: list[Any], tmp_path: Path
+) -> None:
     toy = ToyDenoiser()
     before = weights_of(toy)
     checkpoint = Checkpoint(tmp_path / "run.pt", {})
-    losses = finetune(toy, schedule, data, CONFIG, frozen=set(before), generator=generator(), checkpoint=checkpoint)
+    frozen, config = (set(before), CONFIG) if idle == "rho 1" else (set(), dataclasses.replace(CONFIG, steps=0))
+    losses = finetune(toy, schedule, data, config, frozen=frozen, generator=generator(), checkpoint=checkpoint)
     assert losses == [] and not optimizers and not checkpoint.path.exists()
     assert changed_tensors(toy, before) == {}
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from freezeasguard.config import Finetuning, Params
 from freezeasguard.data.latents import FINETUNED_SIDES, SIDES, CaseData, LatentSet
-from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, named_tensors
+from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.granularity import mask_digest
 from freezeasguard.protected import Protected, load_tensors, read_protected
@@ -48,8 +48,6 @@ def adapt_and_save(
     unet = load_unet(model)
     protected = read_protected(protected_folder, unet) if protected_folder else Protected("full")
     load_tensors(unet, protected.edited)
-    # Changes are told from the weights as published: an edited tensor counts as changed.
-    published = {n: t.detach().clone() for n, t in named_tensors(load_unet(model)).items()}
     unet.to(device)
     schedule = NoiseSchedule.of(load_scheduler(model))
     mask = mask_digest(protected.frozen, protected.frozen_units, protected.granularity)
@@ -69,7 +67,8 @@ def adapt_and_save(
     )
     # Seeded apart from training, and alike for every arm.
     fixed = fixed_noise_loss(unet, schedule, data, torch.Generator().manual_seed(seed + 1))
-    changed = changed_tensors(unet.to("cpu"), published)
+    # Changes are told from the weights as published: an edited tensor counts as changed.
+    changed = changed_tensors(unet.to("cpu"), stored_tensors(model))
     save_file(changed, out / f"{name}.safetensors")
     record = {"losses": losses, "fixed_noise_loss": fixed, "n_changed": len(changed), "n_images": len(data)}
     write_json(out / f"{name}.json", record)

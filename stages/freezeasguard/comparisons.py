@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.statistics import Interval, resample_clusters
+from freezeasguard.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_differences(
     values: Mapping[str, np.ndarray],
     pairs: Sequence[tuple[str, str]],
-    clusters: Sequence[Sequence[Any]],
+    resamples: Sequence[np.ndarray],
     *,
-    n_resamples: int,
-    rng: np.random.Generator,
     level: float = 0.95,
 ) -> dict[tuple[str, str], Difference]:
     """Each pair's mean difference, with the percentile interval of the clustered bootstrap.
@@ -53,12 +50,13 @@ def paired_differences(
     Args:
         values: a score an image [n] by arm; row i is one prompt and one noise in every arm.
         pairs: (a, b) asks for the mean of a - b.
-        clusters: see `resample_clusters`; of those rows.
+        resamples: of those rows, from `resample_clusters`; several scores may share them.
     """
-    n = len(clusters[0])
+    n = None
     for arm in sorted({arm for pair in pairs for arm in pair}):
         if arm not in values:
             raise FreezeAsGuardError(f"no scores of the arm {arm!r}; there are {', '.join(sorted(values))}")
+        n = n or len(values[arm])
         if len(values[arm]) != n:
             raise FreezeAsGuardError(f"arm {arm!r} has {len(values[arm])} images, the others {n}: they are not paired")
         if not np.isfinite(values[arm]).all():
@@ -66,11 +64,11 @@ def paired_differences(
     if not pairs:
         return {}
     rows = np.stack([values[a] - values[b] for a, b in pairs])
-    draws = np.stack([rows[:, resample_clusters(clusters, rng)].mean(1) for _ in range(n_resamples)], axis=1)
+    draws = np.stack([rows[:, drawn].mean(1) for drawn in resamples], axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=1)
     # Both tails count the sample itself, so that no finite bootstrap claims p = 0.
-    below, above = ((draws <= 0).sum(1) + 1) / (n_resamples + 1), ((draws >= 0).sum(1) + 1) / (n_resamples + 1)
+    below, above = ((beyond.sum(1) + 1) / (len(resamples) + 1) for beyond in (draws <= 0, draws >= 0))
     p = np.minimum(1.0, 2 * np.minimum(below, above))
     return {
         pair: Difference(Interval(float(row.mean()), float(lo), float(hi)), float(one), corrected)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import read_json
 from freezeasguard.models import check_model_folder
 
 if TYPE_CHECKING:
@@ -71,6 +74,34 @@ def model_hash(tensors: Mapping[str, Tensor]) -> str:
 def named_tensors(unet: torch.nn.Module) -> dict[str, Tensor]:
     """The UNet's trainable tensors by name: what a mask freezes."""
     return dict(unet.named_parameters())
+
+
+def stored_tensors(model: Path) -> dict[str, Tensor]:
+    """The UNet's tensors as `named_tensors(load_unet(model))` names them, in the type they are stored in.
+
+    Without diffusers, whose import takes seconds; the files are mapped into memory and read where they are used.
+    """
+    folder = check_model_folder(model) / "unet"
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    index = weights.with_suffix(".safetensors.index.json")
+    remedy = "fetch the model again"
+    names: set[str] = set()
+    files = {weights}
+    if index.is_file():
+        shards = read_json(index, remedy).get("weight_map", {})
+        names, files = set(shards), {folder / file for file in shards.values()}
+    tensors: dict[str, Tensor] = {}
+    for path in sorted(files):
+        if not path.is_file():
+            others = ", ".join(sorted(other.name for other in folder.glob("*.safetensors")))
+            raise FreezeAsGuardError(f"{path} is missing ({folder} holds {others}); {remedy}")
+        try:
+            tensors |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise FreezeAsGuardError(f"cannot load {path}: {error}; {remedy}") from error
+    if absent := sorted(names - tensors.keys()):
+        raise FreezeAsGuardError(f"{index} names {absent[0]}, which no file holds; {remedy}")
+    return tensors
 
 
 # --- encoding -----------------------------------------------------------------------------------

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageFilter, UnidentifiedImageError
-from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_images(paths: Iterable[Path]) -> Tensor:
     """PNG files of one size -> float [n, 3, h, w] in -1..1."""
+    import torch
+
     arrays = []
     for path in paths:
         try:

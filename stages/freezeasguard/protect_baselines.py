@@ -11,9 +11,8 @@ from freezeasguard.baselines.imma import IMMAConfig, immunise
 from freezeasguard.baselines.uce import UCEConfig, uce_edit
 from freezeasguard.config import IMMA, UCE, Case, Params
 from freezeasguard.data.latents import CaseData
-from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_text, load_unet, named_tensors
-from freezeasguard.protect import write_for
-from freezeasguard.protected import Protected
+from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_text, load_unet, named_tensors, stored_tensors
+from freezeasguard.protected import Protected, write_for
 from freezeasguard.workers import resolve_device
 
 
@@ -47,9 +46,9 @@ def imma_protected(config: IMMA, model: Path, data: CaseData, seed: int, device:
 
 def protect_by_uce(params: Params, case: str, arm: str, model: Path, data: CaseData, folder: Path) -> None:
     reading = "B" if arm == "uce-b" else "A"
-    write_for(load_unet(model), folder, uce_protected(params.cases[case], params.uce, reading, model, data))
+    write_for(stored_tensors(model), folder, uce_protected(params.cases[case], params.uce, reading, model, data))
 
 
 def protect_by_imma(params: Params, model: Path, data: CaseData, folder: Path) -> None:
     device = resolve_device(params.device)
-    write_for(load_unet(model), folder, imma_protected(params.imma, model, data, params.seed, device))
+    write_for(stored_tensors(model), folder, imma_protected(params.imma, model, data, params.seed, device))

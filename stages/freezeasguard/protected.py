@@ -120,6 +120,15 @@ def write_protected(folder: Path, protected: Protected, shapes: Mapping[str, lis
         write_json(temporary / "protected.json", content)
 
 
+def tensor_shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def write_for(tensors: Mapping[str, Tensor], folder: Path, protected: Protected) -> None:
+    """Write the folder for the model of these tensors: their shapes, its hash."""
+    write_protected(folder, protected, tensor_shapes(tensors), model_hash(tensors))
+
+
 def read_protected_file(folder: Path) -> dict[str, Any]:
     """`protected.json` as it stands, its format checked."""
     path = folder / "protected.json"

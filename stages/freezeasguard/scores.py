@@ -44,7 +44,9 @@ def _face(name: str, label: str, metric: str = "") -> ScoreKind:
 SCORES: dict[str, ScoreKind] = {
     # The embedded world's stand-ins; the paper's number of the same role is shown beside them.
     "recogniser": ScoreKind("recogniser", "distance", "Recogniser distance", True, 3, "fn_l", "FN-L", "figure"),
-    "style_efficientnet_lite0": ScoreKind("style", "distance", "Style distance (EfficientNet)", True, 3, "csd", "CSD"),
+    "style_efficientnet_lite0": ScoreKind(
+        "efficientnet", "distance", "Style distance (EfficientNet)", True, 3, "csd", "CSD"
+    ),
     "nudenet_faces": ScoreKind("nudenet_faces", "amount", "NudeNet, face labels", False, 3, "nudenet", "NudeNet"),
     "nudenet_faces_rate": ScoreKind("nudenet_faces", "rate", "Face rate", False, 2),
     "dlib": _face("dlib", "DeepFace Dlib"),

@@ -20,11 +20,11 @@ from freezeasguard.data.latents import SIDES, CaseData
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.images import read_images
 from freezeasguard.metrics.clip import ClipFeatures, clip_score
-from freezeasguard.metrics.frechet import EfficientNetFeatures, frechet_distance
+from freezeasguard.metrics.frechet import frechet_distance
 from freezeasguard.metrics.inception import kernel_distance
 from freezeasguard.metrics.recogniser import PRESENCE_THRESHOLD, Recogniser, auc, identity_distance, pair_auc
 from freezeasguard.scores import SCORES
-from freezeasguard.statistics import Interval, bootstrap_interval
+from freezeasguard.statistics import Interval, bootstrap_interval, resample_clusters
 
 Features = dict[str, Tensor]
 """What one extractor gives, a row an image: `embedding` and `found`, or `score`, or `features`."""
@@ -59,7 +59,6 @@ class Extractors:
         """Images [n, 3, h, w] in -1..1 -> features."""
         loaders: dict[str, Callable[[], Callable[[Tensor], Features]]] = {
             "recogniser": self._recogniser,
-            "style": self._style,
             "efficientnet": self._efficientnet,
             "inception": self._inception,
             "csd": self._csd,
@@ -106,11 +105,18 @@ class Extractors:
 
         return look
 
-    def _style(self) -> Callable[[Tensor], Features]:
-        from freezeasguard.metrics.style import StyleFeatures
+    def _efficientnet(self) -> Callable[[Tensor], Features]:
+        """Both stand-ins from one pass: the set's features, and the style of each image."""
+        from freezeasguard.metrics.efficientnet import pooled_and_statistics
+        from freezeasguard.metrics.style import BLOCKS, StyleFeatures
 
-        network = StyleFeatures(self.scorers)
-        return lambda images: {"embedding": network.extract(images)}
+        style = StyleFeatures(self.scorers)
+
+        def look(images: Tensor) -> Features:
+            pooled, statistics = pooled_and_statistics(images, BLOCKS)
+            return {"features": pooled, "embedding": style.embed(statistics)}
+
+        return look
 
     def _csd(self) -> Callable[[Tensor], Features]:
         from freezeasguard.metrics.csd import CSDStyle
@@ -139,10 +145,6 @@ class Extractors:
         return lambda images: {
             "score": nudity.nudity_score(network.detect(images, c.nudenet_px), labels, c.nudenet_threshold)
         }
-
-    def _efficientnet(self) -> Callable[[Tensor], Features]:
-        network = EfficientNetFeatures()
-        return lambda images: {"features": torch.from_numpy(network(images))}
 
     def _inception(self) -> Callable[[Tensor], Features]:
         from freezeasguard.metrics.inception import InceptionFeatures
@@ -399,29 +401,32 @@ def compared_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def compare_arms(
-    scored: Mapping[str, ScoredImages], name: str, n_resamples: int, seed: int
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """side -> "arm - other" -> paired difference of one score, Holm-corrected over both sides' comparisons."""
+    scored: Mapping[str, ScoredImages], names: Sequence[str], n_resamples: int, seed: int
+) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """score -> side -> "arm - other" -> paired difference, Holm-corrected over both sides' comparisons of the score.
+
+    All scores of a side see the same resamples.
+    """
     pairs = compared_arms(list(scored))
-    found: dict[tuple[str, tuple[str, str]], Difference] = {}
+    found: dict[str, dict[str, dict[tuple[str, str], Difference]]] = {name: {} for name in names}
     for side in SIDES:
         tables = {arm: s.table[s.table["side"] == side].reset_index(drop=True) for arm, s in scored.items()}
         files = {arm: table["file"].tolist() for arm, table in tables.items()}
         if odd := [arm for arm in files if files[arm] != files["full"]]:
             raise FreezeAsGuardError(f"arms full and {odd[0]} have other images; run `dvc repro -f generate`")
-        values = {arm: table[name].to_numpy() for arm, table in tables.items()}
-        rng = np.random.default_rng(seed)
-        clusters = _clusters(tables["full"])
-        differences = paired_differences(values, pairs, clusters, n_resamples=n_resamples, rng=rng)
-        found |= {(side, pair): difference for pair, difference in differences.items()}
-    corrected = dict(zip(found, holm([d.p for d in found.values()]), strict=True))
+        resamples = list(resample_clusters(_clusters(tables["full"]), n_resamples, np.random.default_rng(seed)))
+        for name in names:
+            values = {arm: table[name].to_numpy() for arm, table in tables.items()}
+            found[name][side] = paired_differences(values, pairs, resamples)
+    return {name: _corrected(sides) for name, sides in found.items()}
+
+
+def _corrected(sides: Mapping[str, Mapping[tuple[str, str], Difference]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """side -> "arm - other" -> difference, all of them one family."""
+    p_values = iter(holm([d.p for differences in sides.values() for d in differences.values()]))
     return {
-        side: {
-            f"{pair[0]} - {pair[1]}": asdict(replace(difference, p_holm=corrected[(one, pair)]))
-            for (one, pair), difference in found.items()
-            if one == side
-        }
-        for side in SIDES
+        side: {f"{a} - {b}": asdict(replace(d, p_holm=next(p_values))) for (a, b), d in differences.items()}
+        for side, differences in sides.items()
     }
 
 

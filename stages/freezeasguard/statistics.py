@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,24 +18,31 @@ class Interval:
     high: float
 
 
-def resample_clusters(clusters: Sequence[Sequence[Any]], rng: np.random.Generator) -> np.ndarray:
-    """Row indices of one nested bootstrap sample.
+def resample_clusters(
+    clusters: Sequence[Sequence[Any]], n_resamples: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Row indices of nested bootstrap samples. The groups are sought once, for all of them.
 
     Args:
         clusters: one sequence of labels a level, outermost first, e.g. (classes, prompts). Each level is
             drawn with replacement inside the draw of the level above it; rows innermost.
     """
-    n = len(clusters[0])
+    levels = [np.asarray(labels) for labels in clusters]
 
-    def draw(rows: np.ndarray, level: int) -> np.ndarray:
-        if level == len(clusters):
-            return rng.choice(rows, size=len(rows))
-        labels = np.asarray(clusters[level])[rows]
-        groups = [rows[labels == label] for label in np.unique(labels)]
-        picked = rng.integers(len(groups), size=len(groups))
-        return np.concatenate([draw(groups[g], level + 1) for g in picked])
+    def grouped(rows: np.ndarray, level: int) -> Any:
+        """The rows themselves below the last level, else a list of groups."""
+        if level == len(levels):
+            return rows
+        labels = levels[level][rows]
+        return [grouped(rows[labels == label], level + 1) for label in np.unique(labels)]
 
-    return draw(np.arange(n), 0)
+    def draw(group: Any) -> np.ndarray:
+        picked = rng.integers(len(group), size=len(group))
+        return group[picked] if isinstance(group, np.ndarray) else np.concatenate([draw(group[g]) for g in picked])
+
+    everything = grouped(np.arange(len(clusters[0])), 0)
+    for _ in range(n_resamples):
+        yield draw(everything)
 
 
 def bootstrap_interval(
@@ -60,7 +67,7 @@ def bootstrap_interval(
     if n == 0:
         raise FreezeAsGuardError("no rows to compute a score on")
     value = float(statistic(np.arange(n)))
-    draws = np.array([statistic(resample_clusters(clusters, rng)) for _ in range(n_resamples)])
+    draws = np.array([statistic(rows) for rows in resample_clusters(clusters, n_resamples, rng)])
     tail = (1 - level) / 2
     low, middle, high = np.quantile(draws, [tail, 0.5, 1 - tail])
     return Interval(value, value + float(low - middle), value + float(high - middle))

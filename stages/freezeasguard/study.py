@@ -24,13 +24,12 @@ from freezeasguard.baselines.random_freezing import random_frozen_by_parameters,
 from freezeasguard.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
 from freezeasguard.config import Params, Study
 from freezeasguard.data.latents import SIDES, CaseData
-from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, named_tensors
+from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.files import read_json, write_json
 from freezeasguard.generate import generate_side, prompt_table
 from freezeasguard.granularity import GRANULARITIES
-from freezeasguard.protect import tensor_shapes
 from freezeasguard.protect_baselines import imma_protected, uce_protected
-from freezeasguard.protected import Protected, load_tensors, mask_sizes
+from freezeasguard.protected import Protected, load_tensors, mask_sizes, tensor_shapes
 from freezeasguard.scores import SCORES
 from freezeasguard.scoring import Extractors, Reference, score_images, score_value
 from freezeasguard.training import changed_tensors, finetune, fixed_noise_loss
@@ -99,7 +98,6 @@ class Workbench:
 
         def train(side: str, path: Path) -> None:
             unet = load_unet(self.model)
-            before = {n: t.detach().clone() for n, t in named_tensors(unet).items()}
             config, half = finetune_config(self.params.relearn), data.select(side, ["mask_learning"])
             finetune(
                 unet.to(self.device),
@@ -109,7 +107,7 @@ class Workbench:
                 generator=self.generator(),
                 description=f"user {side}",
             )
-            torch.save(changed_tensors(unet.to("cpu"), before), path)
+            torch.save(changed_tensors(unet.to("cpu"), stored_tensors(self.model)), path)
 
         paths = self.side_by_side(
             {f"user-{label}-{side}.pt": lambda path, side=side: train(side, path) for side in SIDES}
@@ -160,8 +158,8 @@ class Workbench:
         Args:
             parameter_share: of single weights that the learned tensor masks freeze; that control freezes as many.
         """
-        unet = load_unet(self.model)
-        tensors, shapes, rho = named_tensors(unet), tensor_shapes(unet), self.params.rho
+        tensors, rho = stored_tensors(self.model), self.params.rho
+        shapes = tensor_shapes(tensors)
         found = []
 
         def add(name: str, protected: Protected) -> None:
@@ -249,7 +247,7 @@ class Workbench:
             load_file(self.root / "reference" / self.study.case / "features.safetensors")
         )
         raw = self.root / "raw" / self.params.cases[self.study.case].domain
-        shapes = tensor_shapes(load_unet(self.model))
+        shapes = tensor_shapes(stored_tensors(self.model))
         rows = []
         for candidate in tqdm(candidates, desc="scoring"):
             folder = self.scratch / "images" / candidate.key
@@ -285,7 +283,7 @@ def run_study(params: Params, name: str, model: Path, data: Path, scorers: Path,
     candidates = [Candidate("pretrained", None, Protected("full")), Candidate("full", None, Protected("full"))]
     if study.masks:
         learned = bench.learned()
-        shapes = tensor_shapes(load_unet(model))
+        shapes = tensor_shapes(stored_tensors(model))
         of_tensors = next(c for c in learned if c.name == "freezeasguard" and c.protected.granularity == "tensor")
         share = float(mask_sizes(of_tensors.protected, shapes)["share_of_parameters_frozen"])
         candidates += [*learned, *bench.blind(share)]

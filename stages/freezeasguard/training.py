@@ -152,8 +152,8 @@ def finetune(
         frozen_units: bool [n_units] by name, of those frozen in part (see `Frozen`).
     """
     with Frozen(unet, frozen, frozen_units, granularity) as held:
-        if not held.trainable:
-            # rho = 1: there is nothing to train, and the model stays what it is.
+        if not held.trainable or not config.steps:
+            # rho = 1, or an arm before its users train: the model stays what it is.
             return []
         return _train(unet, schedule, data, config, held, generator, checkpoint, description)
 
@@ -206,11 +206,11 @@ def _train(
 
 
 def changed_tensors(unet: torch.nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that differ from `before`, by name, detached."""
+    """The tensors that differ from `before`, by name, detached; `before` may be stored in another type."""
     return {
         name: tensor.detach().clone()
         for name, tensor in sorted(named_tensors(unet).items())
-        if not torch.equal(tensor.detach(), before[name])
+        if not torch.equal(tensor.detach(), before[name].to(tensor.dtype))
     }
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+
+if TYPE_CHECKING:  # tables and surveys read the names of the sides, and start faster without torch
+    import torch
+    from torch import Tensor
 
 SIDES = ("illegal", "legal")
 FINETUNED_SIDES = {"joint": SIDES, "illegal": ("illegal",), "legal": ("legal",)}
@@ -42,11 +44,15 @@ class LatentSet:
 
     def sample(self, n: int, generator: torch.Generator, *, flip: bool = True) -> tuple[Tensor, Tensor]:
         """A batch drawn with replacement: latents [n, c, h, w] (each mirrored or not) and text."""
+        import torch
+
         index = torch.randint(len(self), (n,), generator=generator)
         mirrored = torch.randint(2 if flip else 1, (n,), generator=generator)
         return self.latents[index, mirrored].contiguous().float(), self.text[index].float()
 
     def join(self, other: LatentSet) -> LatentSet:
+        import torch
+
         return LatentSet(torch.cat([self.latents, other.latents]), torch.cat([self.text, other.text]))
 
 
@@ -62,6 +68,8 @@ class CaseData:
     """[tokens, d]"""
 
     def select(self, side: str, parts: Sequence[str]) -> LatentSet:
+        import torch
+
         rows = torch.tensor(self.rows(side, parts).index.to_numpy())
         return LatentSet(self.latents[rows], self.text[rows])
 
@@ -70,6 +78,8 @@ class CaseData:
 
     @classmethod
     def load(cls, folder: Path) -> CaseData:
+        from safetensors.torch import load_file
+
         for name in ("latents.safetensors", "index.csv"):
             if not (folder / name).is_file():
                 raise FreezeAsGuardError(f"{folder / name} is missing; run `dvc repro encode`")

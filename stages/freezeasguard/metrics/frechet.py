@@ -7,10 +7,8 @@ On Inception features this is FID. The embedded world uses EfficientNet-lite0's 
 from __future__ import annotations
 
 import numpy as np
-from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.metrics.efficientnet import pooled_and_statistics
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -31,11 +29,3 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     trace_root = np.linalg.svd(centred_a @ centred_b.T, compute_uv=False).sum()
     between = np.square(a.mean(0) - b.mean(0)).sum()
     return float(between + np.square(centred_a).sum() + np.square(centred_b).sum() - 2 * trace_root)
-
-
-class EfficientNetFeatures:
-    """Pooled ImageNet features [n, 1280] of EfficientNet-lite0."""
-
-    def __call__(self, images: Tensor, batch_size: int = 64) -> np.ndarray:
-        """Images [n, 3, h, w] in -1..1."""
-        return pooled_and_statistics(images, batch_size=batch_size)[0].numpy()
