@@ -62,7 +62,7 @@ class MaskConfig:
     """Both sides of a mask step see the same timesteps and noise: less variance in their difference."""
     temperature: float
     logits_init: str
-    """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, with noise that only breaks ties."""
+    """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, and noise that breaks ties."""
     derivative: str
     mask_optimizer: str
     """sgd (paper) or adam: an adaptive step for each logit."""
