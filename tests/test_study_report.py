@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ def row(name: str, data_side: str, loss: float, score: float, role: str | None =
     return {
         **base,
         **sizes,
+        "n_images": 16,
         "name": name,
         "data_side": data_side,
         "role": role,
@@ -74,6 +76,21 @@ def test_kept_is_averaged_over_roles_and_draws() -> None:
     assert kept["freezeasguard"].kept["score", "illegal"] == pytest.approx((0.5 + 0.5) / 2)
     assert kept["pretrained"].gap("loss") == kept["full"].gap("loss") == 0
     assert kept["full"].kept["loss", "legal"] == 1 and kept["pretrained"].kept["loss", "legal"] == 0
+
+
+def test_no_share_is_kept_of_a_score_that_full_finetuning_does_not_better() -> None:
+    def kept(pretrained: float, full: float, score: str) -> float:
+        one = study()
+        one["scores"] = [score]
+        for each in one["rows"]:
+            ends = {"pretrained": pretrained, "full": full}
+            each["scores"] = {score: ends.get(each["name"], (pretrained + full) / 2)}
+        return {k.kind.name: k for k in kept_by_kind(one)}["random"].kept["score", "illegal"]
+
+    assert kept(0.9, 0.4, "recogniser") == pytest.approx(0.5)
+    assert kept(0.4, 0.9, "clip_tiny") == pytest.approx(0.5)
+    assert math.isnan(kept(0.4, 0.9, "recogniser")) and math.isnan(kept(0.9, 0.4, "clip_tiny"))
+    assert math.isnan(kept(1.0, 0.96, "recogniser"))
 
 
 def test_a_blind_masks_gap_is_zero_by_construction() -> None:

@@ -358,13 +358,14 @@ LEAST_FALL = 0.02
 """Of the pretrained model's loss: where full fine-tuning lowers it by less, no share of that fall means anything."""
 
 
-def kept_share(pretrained: float, full: float, own: float) -> float | None:
+def kept_share(pretrained: float, full: float, own: float, least_fall: float = LEAST_FALL) -> float | None:
     """(pretrained - own) / (pretrained - full): 1 for full fine-tuning, 0 for the pretrained model.
 
-    Of losses. None where full fine-tuning hardly lowers the loss (see LEAST_FALL), or raises it.
+    Of losses, or of scores that fall as images get better. None where full fine-tuning raises the value, or lowers
+    it by no more than the share `least_fall` of it.
     """
     fall = pretrained - full
-    return (pretrained - own) / fall if fall > LEAST_FALL * pretrained else None
+    return (pretrained - own) / fall if fall > least_fall * abs(pretrained) else None
 
 
 def kept_losses(losses: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, dict[str, float | None]]]:
