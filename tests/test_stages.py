@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from freezeasguard.config import load_params, parse_params, profile_names, profile_text, split_arm
+from freezeasguard.config import (
+    check_cells,
+    load_params,
+    parse_params,
+    profile_names,
+    profile_text,
+    split_arm,
+    write_cells,
+    write_profile,
+)
 from freezeasguard.errors import FreezeAsGuardError
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +77,7 @@ def test_profiles_are_valid(name: str) -> None:
         ("mask.temprature", 0.2, "mask.temprature is not a key"),
         ("adapt.steps", "many", "adapt.steps is 'many'"),
         ("cases.portraits.domain", "faces", "cases.portraits.domain is 'faces'"),
-        ("cases.portraits.sweep", [10], "run `freezeasguard cells`"),
+        ("cells", {}, "cells is not a key"),
     ],
 )
 def test_bad_params_are_named(key: str, value: object, said: str) -> None:
@@ -84,23 +93,43 @@ def test_bad_params_are_named(key: str, value: object, said: str) -> None:
 
 
 def test_cells_command_derives_the_sweep(tmp_path: Path) -> None:
-    from freezeasguard.config import write_cells
-
     path = tmp_path / "params.yaml"
     path.write_text(profile_text("smoke").replace("sweep: []", "sweep:\n    - 10"))
     write_cells(path)
     params = load_params(path)
+    check_cells(params, tmp_path / "data/cells.json")
     assert params.arms("portraits")[-2:] == ["freezeasguard-10", "random-10"]
     assert params.arm_rho("random-10") == 0.1 and params.arm_rho("random") == params.rho
     assert params.sweep_cells["portraits-random-10"].stage == "random_freeze"
 
 
-def test_baselines_get_cells_and_a_protection_stage(tmp_path: Path) -> None:
-    from freezeasguard.config import write_cells
+def test_cells_that_the_cases_have_outgrown_are_told(tmp_path: Path) -> None:
+    path, cells = tmp_path / "params.yaml", tmp_path / "data/cells.json"
+    write_profile("smoke", path)
+    check_cells(load_params(path), cells)
+    for old, new, said in (
+        ("sweep: []", "sweep: [10]", "cells does not match .* portraits-freezeasguard-10"),
+        ("sweep: []", "adapt_lr: 0.1", "cells does not match .* portraits-freezeasguard"),
+        ("baselines: [uce]", "baselines: []", "cells does not match .* portraits-uce"),
+    ):
+        write_profile("smoke", path)
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(FreezeAsGuardError, match=f"{said}.*run `freezeasguard cells`"):
+            check_cells(load_params(path), cells)
+    for content, said in (("[]", "does not match"), ("{", "is not JSON"), (None, "is missing")):
+        cells.unlink() if content is None else cells.write_text(content)
+        with pytest.raises(FreezeAsGuardError, match=f"{said}.*run `freezeasguard cells`"):
+            check_cells(load_params(path), cells)
 
+
+def test_the_committed_cells_are_those_of_params_yaml() -> None:
+    check_cells(load_params(ROOT / "params.yaml"), ROOT / "data/cells.json")
+
+
+def test_baselines_get_cells_and_a_protection_stage(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(profile_text("smoke").replace("baselines: [uce]", "baselines: [imma, uce-b, uce]"))
-    write_cells(path)
     params = load_params(path)
     expected = ["pretrained", "uce-before", "uce-b-before", "full", "uce", "uce-b", "imma", "freezeasguard", "random"]
     assert params.arms("portraits") == expected
@@ -122,7 +151,7 @@ def test_missing_params_and_unknown_case_exit_with_one_line(tmp_path: Path) -> N
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and "error: params.yaml is missing; run `freezeasguard profile tiny`" in done.stderr
-    (tmp_path / "params.yaml").write_text(profile_text("smoke"))
+    write_profile("smoke", tmp_path / "params.yaml")
     done = subprocess.run(
         [sys.executable, "-m", "stages.encode", "nobody"], cwd=tmp_path, env=env, capture_output=True, text=True
     )
