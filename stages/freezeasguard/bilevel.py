@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from freezeasguard.data.latents import SIDES, LatentSet
 from freezeasguard.diffusion import NoiseSchedule, denoising_loss, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.granularity import n_units, split_units, spread_over_weights, top_units
-from freezeasguard.mask import (
+from freezeasguard.masks.granularity import n_units, split_units, spread_over_weights, top_units
+from freezeasguard.masks.mask import (
     check_freeze_ratio,
     hard_mask,
     logit_gradients,
@@ -62,7 +62,7 @@ class MaskConfig:
     """Both sides of a mask step see the same timesteps and noise: less variance in their difference."""
     temperature: float
     logits_init: str
-    """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, with noise that only breaks ties."""
+    """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, and noise that breaks ties."""
     derivative: str
     mask_optimizer: str
     """sgd (paper) or adam: an adaptive step for each logit."""

@@ -12,8 +12,8 @@ from freezeasguard.baselines.uce import UCEConfig, uce_edit
 from freezeasguard.config import IMMA, UCE, Case, Params
 from freezeasguard.data.latents import CaseData
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_text, load_unet, named_tensors
+from freezeasguard.masks.protected import Protected
 from freezeasguard.protect import write_for
-from freezeasguard.protected import Protected
 from freezeasguard.workers import resolve_device
 
 
