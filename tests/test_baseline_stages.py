@@ -12,8 +12,8 @@ import yaml
 from freezeasguard.config import Params, parse_params, profile_text
 from freezeasguard.data.latents import CaseData
 from freezeasguard.diffusion import encode_text, load_text, load_unet, tokenize
+from freezeasguard.masks.protected import read_protected
 from freezeasguard.protect_baselines import protect_by_imma, protect_by_uce
-from freezeasguard.protected import read_protected
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 SUBJECTS = {"illegal": "Fito Bakago", "legal": "Nita Rodoga"}

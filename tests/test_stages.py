@@ -23,11 +23,12 @@ from freezeasguard.config import (
 from freezeasguard.errors import FreezeAsGuardError
 
 ROOT = Path(__file__).parent.parent
-COMMON = {"stage.py", "errors.py", "files.py", "config.py", "models.py"}
-"""Shared plumbing: an edit there changes no result."""
+COMMON = {"stage.py", "errors.py", "files.py", "config.py", "models.py", "workers.py"}
+"""Shared plumbing: an edit there, or in what it alone imports, changes no result."""
 
 
 def imported_modules(path: Path, seen: set[Path]) -> set[Path]:
+    """The modules of the library that `path` imports, and theirs; neither COMMON nor what only COMMON imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -36,7 +37,9 @@ def imported_modules(path: Path, seen: set[Path]) -> set[Path]:
             names = [alias.name for alias in node.names]
         for name in names:
             file = ROOT / "stages" / (name.replace(".", "/") + ".py")
-            if name.startswith("freezeasguard") and file.is_file() and file not in seen:
+            if not name.startswith("freezeasguard") or file.name in COMMON:
+                continue
+            if file.is_file() and file not in seen:
                 seen.add(file)
                 imported_modules(file, seen)
     return seen
@@ -45,20 +48,32 @@ def imported_modules(path: Path, seen: set[Path]) -> set[Path]:
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
+def check_code_deps(deps: list[str], names: list[str]) -> None:
+    """Every imported module is named or in a named folder, once; nothing is named without being imported."""
+    files = [ROOT / "stages" / f"{name}.py" for name in names]
+    modules = {file for start in files for file in imported_modules(start, set())} | set(files)
+    imported = {str(module.relative_to(ROOT)) for module in modules}
+    code = [dep for dep in deps if dep.startswith("stages/") and not dep.endswith(".csv")]
+    folders = [dep for dep in code if not dep.endswith(".py")]
+    inside = {folder: {module for module in imported if module.startswith(f"{folder}/")} for folder in folders}
+    assert all(inside.values()), inside
+    assert sorted(set(code) - set(folders)) == sorted(imported - set().union(*inside.values()))
+    assert len(code) == len(set(code))
+
+
 @pytest.mark.parametrize("name", sorted(set(STAGES) - {"protect_sweep"}))
 def test_dvc_deps_name_every_module_that_the_stage_imports(name: str) -> None:
-    stage = STAGES[name].get("do", STAGES[name])
-    code = {dep for dep in stage["deps"] if dep.endswith(".py")}
-    file = ROOT / "stages" / f"{name}.py"
-    expected = {p for p in imported_modules(file, set()) if p.name not in COMMON} | {file}
-    assert code == {str(p.relative_to(ROOT)) for p in expected}
+    check_code_deps(STAGES[name].get("do", STAGES[name])["deps"], [name])
 
 
 def test_protect_sweep_depends_on_every_method_that_it_runs() -> None:
-    code = {dep for dep in STAGES["protect_sweep"]["do"]["deps"] if dep.endswith(".py")}
-    files = [ROOT / "stages" / f"{name}.py" for name in ("learn_mask", "random_freeze", "uce", "imma")]
-    expected = {p for file in files for p in imported_modules(file, set()) if p.name not in COMMON} | set(files)
-    assert code == {str(p.relative_to(ROOT)) for p in expected}
+    check_code_deps(STAGES["protect_sweep"]["do"]["deps"], ["learn_mask", "random_freeze", "uce", "imma"])
+
+
+def test_bytecode_is_no_part_of_a_folder_that_a_stage_depends_on() -> None:
+    compiled = "stages/freezeasguard/masks/__pycache__/mask.cpython-311.pyc"
+    command = [sys.executable, "-m", "dvc", "check-ignore", compiled]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() == compiled
 
 
 @pytest.mark.parametrize("name", profile_names())

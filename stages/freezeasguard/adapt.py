@@ -13,8 +13,8 @@ from freezeasguard.config import Finetuning, Params
 from freezeasguard.data.latents import FINETUNED_SIDES, SIDES, CaseData, LatentSet
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.granularity import mask_digest
-from freezeasguard.protected import Protected, load_tensors, read_protected
+from freezeasguard.masks.granularity import mask_digest
+from freezeasguard.masks.protected import Protected, load_tensors, read_protected
 from freezeasguard.training import (
     Checkpoint,
     FinetuneConfig,

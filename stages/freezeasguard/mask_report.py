@@ -7,9 +7,9 @@ from typing import Any
 
 from freezeasguard.config import Params, split_arm
 from freezeasguard.data.latents import SIDES
-from freezeasguard.mask import overlap
+from freezeasguard.masks.mask import overlap
+from freezeasguard.masks.protected import read_protected_file
 from freezeasguard.plots import BLOCK_ORDER, block_of
-from freezeasguard.protected import read_protected_file
 from freezeasguard.tables import arm_label, write_csv, write_table
 
 NAME = "mask_diagnostics"

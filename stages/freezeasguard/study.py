@@ -27,9 +27,9 @@ from freezeasguard.data.latents import SIDES, CaseData, LatentSet
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.files import read_json, write_json
 from freezeasguard.generate import generate_side, prompt_table
-from freezeasguard.granularity import GRANULARITIES
+from freezeasguard.masks.granularity import GRANULARITIES
+from freezeasguard.masks.protected import Protected, mask_sizes, tensor_shapes
 from freezeasguard.protect_baselines import imma_protected, uce_protected
-from freezeasguard.protected import Protected, mask_sizes, tensor_shapes
 from freezeasguard.scores import SCORES
 from freezeasguard.scoring import Extractors, Reference, score_images, score_value
 from freezeasguard.training import changed_tensors, fixed_noise_loss
