@@ -5,7 +5,7 @@ import pandas as pd
 from freezeasguard.data.latents import SIDES, CaseData
 from freezeasguard.files import folder_atomically
 from freezeasguard.generate import generate_side, prompt_table
-from freezeasguard.protected import load_adapted
+from freezeasguard.masks.protected import load_adapted
 from freezeasguard.stage import DATA, load, model_path, run
 from freezeasguard.workers import resolve_device, run_side_by_side
 

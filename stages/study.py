@@ -11,7 +11,7 @@ from freezeasguard.study import run_study
 def main(name: str) -> None:
     params = load()
     model = model_path(params, params.studies[name].case)
-    settings = params.model_dump(mode="json", exclude={"studies", "cells", "sweep_cells", "workers"})
+    settings = params.model_dump(mode="json", exclude={"studies", "workers"})
     # Pieces of a killed run are taken up again by the same settings alone.
     scratch = CHECKPOINTS / f"study-{name}-{fingerprint(settings, params.studies[name].model_dump(mode='json'))}"
     run_study(params, name, model, DATA, SCORERS, scratch, REPORTS / "study" / "results" / f"{name}.json")

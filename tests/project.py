@@ -26,10 +26,11 @@ def repro(folder: Path, *targets: str) -> list[str]:
 
 
 def copy_project(folder: Path) -> Path:
-    """What git tracks, without tests and results, with the profile smoke."""
+    """What git tracks, without tests and results but the study's, with the profile smoke."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in files.split("\0"):
-        if name and not name.startswith(("tests/", "reports/")) and name != "dvc.lock" and (ROOT / name).is_file():
+        result = name.startswith("reports/") and not name.startswith("reports/study/")
+        if name and not (result or name.startswith("tests/") or name == "dvc.lock") and (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
     run(["git", "init", "-q"], folder)

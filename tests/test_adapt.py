@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from freezeasguard import adapt
 from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import load_unet, stored_tensors
-from freezeasguard.protected import Protected, write_for
+from freezeasguard.masks.protected import Protected, write_for
 from freezeasguard.training import FinetuneConfig
 
 MODEL = Path(__file__).parent.parent / "data/models/tiny-1.5"

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from freezeasguard.config import Case, Params, derive_cells, parse_params, profile_text
+from freezeasguard.config import Params, parse_params, profile_text
 from freezeasguard.data.latents import CaseData
 from freezeasguard.diffusion import encode_text, load_text, load_unet, tokenize
+from freezeasguard.masks.protected import read_protected
 from freezeasguard.protect_baselines import protect_by_imma, protect_by_uce
-from freezeasguard.protected import read_protected
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 SUBJECTS = {"illegal": "Fito Bakago", "legal": "Nita Rodoga"}
@@ -22,8 +22,6 @@ SUBJECTS = {"illegal": "Fito Bakago", "legal": "Nita Rodoga"}
 def params(**case: object) -> Params:
     values = yaml.safe_load(profile_text("smoke"))
     values["cases"]["portraits"] |= {"baselines": ["uce", "uce-b", "imma"], **case}
-    cases = {name: Case.model_validate(block) for name, block in values["cases"].items()}
-    values |= {k: {n: c.model_dump() for n, c in block.items()} for k, block in derive_cells(cases).items()}
     values["imma"] |= {"steps": 1, "batch_size": 2}
     return parse_params(values, Path("params.yaml"))
 

@@ -16,9 +16,9 @@ from freezeasguard.baselines.random_freezing import random_frozen, random_frozen
 from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import load_unet, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.granularity import n_units, normal_form, spread_over_weights
+from freezeasguard.masks.granularity import n_units, normal_form, spread_over_weights
+from freezeasguard.masks.protected import read_protected, tensor_shapes
 from freezeasguard.protect_blind import protect_randomly
-from freezeasguard.protected import read_protected, tensor_shapes
 from freezeasguard.training import FinetuneConfig
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"

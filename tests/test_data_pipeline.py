@@ -102,7 +102,8 @@ def test_new_case_is_added_checked_and_encoded(project: Path) -> None:
     def new_case(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *arguments], cwd=project, env=environment, capture_output=True, text=True)
 
-    before = (project / "params.yaml").read_text()
+    files = ("params.yaml", "data/cells.json")
+    before = [(project / name).read_text() for name in files]
     folders = ["--illegal", str(outside / "mine"), "--legal", str(outside / "free")]
     for arguments, said in (
         (["My Case", *folders], "is no name for a case"),
@@ -113,11 +114,12 @@ def test_new_case_is_added_checked_and_encoded(project: Path) -> None:
     ):
         refused = new_case(*arguments)
         assert refused.returncode == 1 and said in refused.stderr, refused
-        assert (project / "params.yaml").read_text() == before
+        assert [(project / name).read_text() for name in files] == before
     done = new_case("mine", *folders)
     assert done.returncode == 0 and "10 illegal images, 10 legal images" in done.stdout, done
     values = yaml.safe_load((project / "params.yaml").read_text())
-    assert values["cases"]["mine"]["illegal"] == ["jane-doe"] and "mine-freezeasguard" in values["cells"]
+    assert values["cases"]["mine"]["illegal"] == ["jane-doe"]
+    assert "mine-freezeasguard" in json.loads((project / "data/cells.json").read_text())["cells"]
     assert "encode@mine" in repro(project, "encode@mine")
     index = pd.read_csv(project / "data/latents/mine/index.csv")
     assert index.groupby("side")["class"].unique().map(list).to_dict() == {"illegal": ["jane-doe"], "legal": ["free"]}

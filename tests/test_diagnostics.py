@@ -27,8 +27,8 @@ from freezeasguard.diagnostics import (
 )
 from freezeasguard.diffusion import load_unet, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.masks.protected import Protected, read_protected
 from freezeasguard.protect import protect_by_mask
-from freezeasguard.protected import Protected, read_protected
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 SHAPES = {"conv_in.bias": (2,), "down_blocks.0.w": (2, 2), "down_blocks.0.z": (1, 3), "mid_block.w": (2, 1)}

@@ -18,8 +18,8 @@ from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser, random_latents
 from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import NoiseSchedule, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.freezing import Frozen
-from freezeasguard.granularity import (
+from freezeasguard.masks.freezing import Frozen
+from freezeasguard.masks.granularity import (
     check_units,
     mask_counts,
     mask_digest,
@@ -29,7 +29,7 @@ from freezeasguard.granularity import (
     spread_over_weights,
     unpack_bits,
 )
-from freezeasguard.protected import Protected, freeze_for_training
+from freezeasguard.masks.protected import Protected, freeze_for_training
 from freezeasguard.training import Checkpoint, FinetuneConfig, drawn_loss, finetune
 
 CONFIG = FinetuneConfig(steps=5, batch_size=3, lr=1e-2, weight_decay=0.3, checkpoint_steps=2)

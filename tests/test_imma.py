@@ -22,8 +22,8 @@ from freezeasguard.diffusion import (
     named_tensors,
 )
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.masks.protected import load_tensors
 from freezeasguard.miniature.gates_figures import drawn_figures, latent_set
-from freezeasguard.protected import load_tensors
 from freezeasguard.training import FinetuneConfig, finetune
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"

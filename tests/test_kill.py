@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from freezeasguard.config import profile_text
+from freezeasguard.config import write_profile
 from freezeasguard.diffusion import stored_tensors
 from freezeasguard.protect_blind import protect_nothing
 
@@ -25,8 +25,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A cell that is ready to be adapted, on made-up latents."""
-    text = profile_text("smoke").replace("steps: 3\n  batch_size: 4", "steps: 40\n  batch_size: 4")
-    (tmp_path / "params.yaml").write_text(text)
+    params = tmp_path / "params.yaml"
+    write_profile("smoke", params)
+    params.write_text(params.read_text().replace("steps: 3\n  batch_size: 4", "steps: 40\n  batch_size: 4"))
     shutil.copytree(ROOT / "data/models", tmp_path / "data/models")
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 2, 8, 16, 16, generator=generator)

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from conftest import ToyDenoiser, random_latents, sd_schedule
 from freezeasguard.diffusion import denoising_loss, draw_noise
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.mask import (
+from freezeasguard.masks.mask import (
     check_freeze_ratio,
     check_names,
     hard_mask,

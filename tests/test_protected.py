@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from conftest import ToyDenoiser
-from freezeasguard import files, protected
+from freezeasguard import files
 from freezeasguard.diffusion import model_hash, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.protected import (
+from freezeasguard.masks import protected
+from freezeasguard.masks.protected import (
     Protected,
     load_tensors,
     mask_sizes,

@@ -10,15 +10,25 @@ from pathlib import Path
 import pytest
 import yaml
 
-from freezeasguard.config import load_params, parse_params, profile_names, profile_text, split_arm
+from freezeasguard.config import (
+    check_cells,
+    load_params,
+    parse_params,
+    profile_names,
+    profile_text,
+    split_arm,
+    write_cells,
+    write_profile,
+)
 from freezeasguard.errors import FreezeAsGuardError
 
 ROOT = Path(__file__).parent.parent
-COMMON = {"stage.py", "errors.py", "files.py", "config.py", "models.py"}
-"""Shared plumbing: an edit there changes no result."""
+COMMON = {"stage.py", "errors.py", "files.py", "config.py", "models.py", "workers.py"}
+"""Shared plumbing: an edit there, or in what it alone imports, changes no result."""
 
 
 def imported_modules(path: Path, seen: set[Path]) -> set[Path]:
+    """The modules of the library that `path` imports, and theirs; neither COMMON nor what only COMMON imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -27,7 +37,9 @@ def imported_modules(path: Path, seen: set[Path]) -> set[Path]:
             names = [alias.name for alias in node.names]
         for name in names:
             file = ROOT / "stages" / (name.replace(".", "/") + ".py")
-            if name.startswith("freezeasguard") and file.is_file() and file not in seen:
+            if not name.startswith("freezeasguard") or file.name in COMMON:
+                continue
+            if file.is_file() and file not in seen:
                 seen.add(file)
                 imported_modules(file, seen)
     return seen
@@ -36,20 +48,32 @@ def imported_modules(path: Path, seen: set[Path]) -> set[Path]:
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
+def check_code_deps(deps: list[str], names: list[str]) -> None:
+    """Every imported module is named or in a named folder, once; nothing is named without being imported."""
+    files = [ROOT / "stages" / f"{name}.py" for name in names]
+    modules = {file for start in files for file in imported_modules(start, set())} | set(files)
+    imported = {str(module.relative_to(ROOT)) for module in modules}
+    code = [dep for dep in deps if dep.startswith("stages/") and not dep.endswith(".csv")]
+    folders = [dep for dep in code if not dep.endswith(".py")]
+    inside = {folder: {module for module in imported if module.startswith(f"{folder}/")} for folder in folders}
+    assert all(inside.values()), inside
+    assert sorted(set(code) - set(folders)) == sorted(imported - set().union(*inside.values()))
+    assert len(code) == len(set(code))
+
+
 @pytest.mark.parametrize("name", sorted(set(STAGES) - {"protect_sweep"}))
 def test_dvc_deps_name_every_module_that_the_stage_imports(name: str) -> None:
-    stage = STAGES[name].get("do", STAGES[name])
-    code = {dep for dep in stage["deps"] if dep.endswith(".py")}
-    file = ROOT / "stages" / f"{name}.py"
-    expected = {p for p in imported_modules(file, set()) if p.name not in COMMON} | {file}
-    assert code == {str(p.relative_to(ROOT)) for p in expected}
+    check_code_deps(STAGES[name].get("do", STAGES[name])["deps"], [name])
 
 
 def test_protect_sweep_depends_on_every_method_that_it_runs() -> None:
-    code = {dep for dep in STAGES["protect_sweep"]["do"]["deps"] if dep.endswith(".py")}
-    files = [ROOT / "stages" / f"{name}.py" for name in ("learn_mask", "random_freeze", "uce", "imma")]
-    expected = {p for file in files for p in imported_modules(file, set()) if p.name not in COMMON} | set(files)
-    assert code == {str(p.relative_to(ROOT)) for p in expected}
+    check_code_deps(STAGES["protect_sweep"]["do"]["deps"], ["learn_mask", "random_freeze", "uce", "imma"])
+
+
+def test_bytecode_is_no_part_of_a_folder_that_a_stage_depends_on() -> None:
+    compiled = "stages/freezeasguard/masks/__pycache__/mask.cpython-311.pyc"
+    command = [sys.executable, "-m", "dvc", "check-ignore", compiled]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip() == compiled
 
 
 @pytest.mark.parametrize("name", profile_names())
@@ -68,7 +92,7 @@ def test_profiles_are_valid(name: str) -> None:
         ("mask.temprature", 0.2, "mask.temprature is not a key"),
         ("adapt.steps", "many", "adapt.steps is 'many'"),
         ("cases.portraits.domain", "faces", "cases.portraits.domain is 'faces'"),
-        ("cases.portraits.sweep", [10], "run `freezeasguard cells`"),
+        ("cells", {}, "cells is not a key"),
     ],
 )
 def test_bad_params_are_named(key: str, value: object, said: str) -> None:
@@ -84,23 +108,43 @@ def test_bad_params_are_named(key: str, value: object, said: str) -> None:
 
 
 def test_cells_command_derives_the_sweep(tmp_path: Path) -> None:
-    from freezeasguard.config import write_cells
-
     path = tmp_path / "params.yaml"
     path.write_text(profile_text("smoke").replace("sweep: []", "sweep:\n    - 10"))
     write_cells(path)
     params = load_params(path)
+    check_cells(params, tmp_path / "data/cells.json")
     assert params.arms("portraits")[-2:] == ["freezeasguard-10", "random-10"]
     assert params.arm_rho("random-10") == 0.1 and params.arm_rho("random") == params.rho
     assert params.sweep_cells["portraits-random-10"].stage == "random_freeze"
 
 
-def test_baselines_get_cells_and_a_protection_stage(tmp_path: Path) -> None:
-    from freezeasguard.config import write_cells
+def test_cells_that_the_cases_have_outgrown_are_told(tmp_path: Path) -> None:
+    path, cells = tmp_path / "params.yaml", tmp_path / "data/cells.json"
+    write_profile("smoke", path)
+    check_cells(load_params(path), cells)
+    for old, new, said in (
+        ("sweep: []", "sweep: [10]", "cells does not match .* portraits-freezeasguard-10"),
+        ("sweep: []", "adapt_lr: 0.1", "cells does not match .* portraits-freezeasguard"),
+        ("baselines: [uce]", "baselines: []", "cells does not match .* portraits-uce"),
+    ):
+        write_profile("smoke", path)
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+        with pytest.raises(FreezeAsGuardError, match=f"{said}.*run `freezeasguard cells`"):
+            check_cells(load_params(path), cells)
+    for content, said in (("[]", "does not match"), ("{", "is not JSON"), (None, "is missing")):
+        cells.unlink() if content is None else cells.write_text(content)
+        with pytest.raises(FreezeAsGuardError, match=f"{said}.*run `freezeasguard cells`"):
+            check_cells(load_params(path), cells)
 
+
+def test_the_committed_cells_are_those_of_params_yaml() -> None:
+    check_cells(load_params(ROOT / "params.yaml"), ROOT / "data/cells.json")
+
+
+def test_baselines_get_cells_and_a_protection_stage(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(profile_text("smoke").replace("baselines: [uce]", "baselines: [imma, uce-b, uce]"))
-    write_cells(path)
     params = load_params(path)
     expected = ["pretrained", "uce-before", "uce-b-before", "full", "uce", "uce-b", "imma", "freezeasguard", "random"]
     assert params.arms("portraits") == expected
@@ -122,7 +166,7 @@ def test_missing_params_and_unknown_case_exit_with_one_line(tmp_path: Path) -> N
     env = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and "error: params.yaml is missing; run `freezeasguard profile tiny`" in done.stderr
-    (tmp_path / "params.yaml").write_text(profile_text("smoke"))
+    write_profile("smoke", tmp_path / "params.yaml")
     done = subprocess.run(
         [sys.executable, "-m", "stages.encode", "nobody"], cwd=tmp_path, env=env, capture_output=True, text=True
     )

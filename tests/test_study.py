@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from freezeasguard.config import Params, parse_params, profile_text
 from freezeasguard.data.latents import SIDES
 from freezeasguard.diffusion import stored_tensors
-from freezeasguard.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.masks.protected import Protected, mask_sizes, tensor_shapes
 from freezeasguard.study import ROLES, Candidate, Workbench, data_side
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"

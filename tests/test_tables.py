@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from freezeasguard.config import Case, Params, derive_cells, parse_params, profile_text
+from freezeasguard.config import Params, parse_params, profile_text
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
 from freezeasguard.scoring import compared_arms
@@ -20,8 +20,6 @@ GOLDEN = Path(__file__).parent / "golden"
 def params() -> Params:
     values = yaml.safe_load(profile_text("smoke"))
     values["cases"]["portraits"] |= {"baselines": ["uce", "imma"], "sweep": [10]}
-    cases = {name: Case.model_validate(block) for name, block in values["cases"].items()}
-    values |= {k: {n: c.model_dump() for n, c in block.items()} for k, block in derive_cells(cases).items()}
     return parse_params(values, Path("params.yaml"))
 
 

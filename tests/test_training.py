@@ -16,7 +16,7 @@ from freezeasguard import training
 from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import NoiseSchedule, denoising_loss
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.freezing import freeze
+from freezeasguard.masks.freezing import freeze
 from freezeasguard.training import Checkpoint, FinetuneConfig, changed_tensors, draw_batch, finetune, finetune_identity
 
 CONFIG = FinetuneConfig(steps=7, batch_size=3, lr=1e-2, checkpoint_steps=2)

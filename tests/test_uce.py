@@ -22,10 +22,10 @@ from freezeasguard.baselines.uce import (
 from freezeasguard.data.figures import caption, draw_pose, other_figures, render_figure
 from freezeasguard.diffusion import encode_text, load_text, load_unet, tokenize
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.masks.protected import load_tensors
 from freezeasguard.metrics.recogniser import Recogniser, identity_distance
 from freezeasguard.miniature.gates_figures import generate_images
 from freezeasguard.miniature.train_vae import to_tensor
-from freezeasguard.protected import load_tensors
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 CONCEPTS = ["Fito Bakago", "Nita Rodoga", "Fata Mafasa"]

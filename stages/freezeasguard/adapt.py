@@ -13,8 +13,8 @@ from freezeasguard.config import Finetuning, Params
 from freezeasguard.data.latents import FINETUNED_SIDES, SIDES, CaseData, LatentSet
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.granularity import mask_digest
-from freezeasguard.protected import Protected, load_tensors, read_protected
+from freezeasguard.masks.granularity import mask_digest
+from freezeasguard.masks.protected import Protected, load_tensors, read_protected
 from freezeasguard.training import (
     Checkpoint,
     FinetuneConfig,
@@ -32,6 +32,21 @@ def finetune_config(block: Finetuning) -> FinetuneConfig:
     return FinetuneConfig(**block.model_dump(exclude={"users"}))
 
 
+def train_user(
+    unet: torch.nn.Module,
+    protected: Protected,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    config: FinetuneConfig,
+    device: str,
+    **how: Any,
+) -> list[float]:
+    """Fine-tune the published UNet in place, as a user of the protected model does; `how` as in `finetune`."""
+    load_tensors(unet, protected.edited)
+    mask = {"frozen": protected.frozen, "frozen_units": protected.frozen_units, "granularity": protected.granularity}
+    return finetune(unet.to(device), schedule, data, config, **mask, **how)
+
+
 def adapt_and_save(
     name: str,
     model: Path,
@@ -47,24 +62,13 @@ def adapt_and_save(
     """Fine-tune the model as protected and write `name`.safetensors (changed tensors) and `name`.json."""
     unet = load_unet(model)
     protected = read_protected(protected_folder, unet) if protected_folder else Protected("full")
-    load_tensors(unet, protected.edited)
-    unet.to(device)
     schedule = NoiseSchedule.of(load_scheduler(model))
     mask = mask_digest(protected.frozen, protected.frozen_units, protected.granularity)
     identity = finetune_identity(config, seed=seed, mask=mask, data=_fingerprint(data))
     checkpoint = Checkpoint(CHECKPOINTS / f"{checkpoint_name}.pt", identity)
-    losses = finetune(
-        unet,
-        schedule,
-        data,
-        config,
-        frozen=protected.frozen,
-        frozen_units=protected.frozen_units,
-        granularity=protected.granularity,
-        generator=torch.Generator().manual_seed(seed),
-        checkpoint=checkpoint,
-        description=f"fine-tuning {checkpoint_name}",
-    )
+    how = {"checkpoint": checkpoint, "description": f"fine-tuning {checkpoint_name}"}
+    generator = torch.Generator().manual_seed(seed)
+    losses = train_user(unet, protected, schedule, data, config, device, generator=generator, **how)
     # Seeded apart from training, and alike for every arm.
     fixed = fixed_noise_loss(unet, schedule, data, torch.Generator().manual_seed(seed + 1))
     # Changes are told from the weights as published: an edited tensor counts as changed.

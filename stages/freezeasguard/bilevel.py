@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from freezeasguard.data.latents import SIDES, LatentSet
 from freezeasguard.diffusion import NoiseSchedule, denoising_loss, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.granularity import n_units, split_units, spread_over_weights, top_units
-from freezeasguard.mask import (
+from freezeasguard.masks.granularity import n_units, split_units, spread_over_weights, top_units
+from freezeasguard.masks.mask import (
     check_freeze_ratio,
     hard_mask,
     logit_gradients,

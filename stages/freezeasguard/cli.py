@@ -15,19 +15,19 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 @cli.command()
 def profile(name: Annotated[str | None, typer.Argument(help="Its name; without one, the list.")] = None) -> None:
-    """Replace params.yaml by a profile."""
+    """Replace params.yaml, and the cells in data/cells.json, by a profile."""
     from freezeasguard.config import profile_names, write_profile
 
     if name is None:
         print("\n".join(profile_names()))
         return
     write_profile(name)
-    print(f"params.yaml now holds the profile {name}; `git diff params.yaml` shows what changed")
+    print(f"params.yaml now holds the profile {name}; `git diff` shows what changed")
 
 
 @cli.command()
 def cells() -> None:
-    """Derive the cells of params.yaml from its cases again, e.g. after editing a sweep."""
+    """Derive data/cells.json from the cases of params.yaml again, e.g. after editing a sweep."""
     from freezeasguard.config import write_cells
 
     write_cells()
@@ -35,10 +35,11 @@ def cells() -> None:
 
 @cli.command()
 def check() -> None:
-    """Check params.yaml and say what it will run."""
-    from freezeasguard.config import load_params
+    """Check params.yaml and its cells, and say what it will run."""
+    from freezeasguard.config import check_cells, load_params
 
     params = load_params()
+    check_cells(params)
     print(f"profile {params.profile}: rho {params.rho}, mask preset {params.mask.preset}, {len(params.cells)} cells")
     for name, case in params.cases.items():
         print(f"  {name} (Table {case.table}): {', '.join(params.arms(name))}")

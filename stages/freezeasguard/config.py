@@ -5,6 +5,7 @@ Every stage loads the whole file, so that a misspelt key stops the first stage a
 
 from __future__ import annotations
 
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +14,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import write_atomically
+from freezeasguard.files import read_json, write_atomically, write_json
 from freezeasguard.scores import EMBEDDED_SCORES, OTHER_SCORES, SCORES
 
 PARAMS = Path("params.yaml")
+CELLS = Path("data/cells.json")
+"""Beside params.yaml: the cells that its cases make, spelt out for dvc.yaml, which can derive nothing itself."""
 BASELINES = {"uce": "uce", "uce-b": "uce", "imma": "imma"}
 """Arms that a case may ask for beside the headline's four, and the stage that protects each."""
 ERASERS = ("uce", "uce-b")
@@ -488,10 +491,6 @@ class Params(Block):
     domains: dict[str, Domain]
     models: dict[str, Model]
     cases: dict[str, Case]
-    cells: dict[str, Cell]
-    """Every case x arm, spelt out for dvc.yaml; `freezeasguard cells` writes it."""
-    sweep_cells: dict[str, SweepCell]
-    """Those of the baselines and of the percents of a sweep, which have a protection stage each."""
     relearn: Relearn
     mask: Mask
     uce: UCE
@@ -520,11 +519,17 @@ class Params(Block):
         for name, studies in self.study_tables.items():
             if unknown := sorted(set(studies) - set(self.studies)):
                 raise ValueError(f"study_tables.{name} names {unknown[0]!r}; studies has {sorted(self.studies)}")
-        for key, expected in derive_cells(self.cases).items():
-            if (found := getattr(self, key)) != expected:
-                odd = sorted(set(found) ^ set(expected)) or sorted(found)
-                raise ValueError(f"{key} does not match cases (see {odd[0]}); run `freezeasguard cells`")
         return self
+
+    @cached_property
+    def cells(self) -> dict[str, Cell]:
+        """Every case x arm by name "case-arm", in table order."""
+        return derive_cells(self.cases)[0]
+
+    @cached_property
+    def sweep_cells(self) -> dict[str, SweepCell]:
+        """Those beside the headline's four, which have a protection stage each."""
+        return derive_cells(self.cases)[1]
 
     def arms(self, case: str) -> list[str]:
         """The arms of a case in the order of its table."""
@@ -563,10 +568,10 @@ def arm_granularity(arm: str) -> str:
     return suffix if suffix in ("row", "element") else "tensor"
 
 
-def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
-    """The blocks `cells` (case x arm by name "case-arm", in table order) and `sweep_cells`."""
-    cells: dict[str, Any] = {}
-    swept: dict[str, Any] = {}
+def derive_cells(cases: dict[str, Case]) -> tuple[dict[str, Cell], dict[str, SweepCell]]:
+    """`Params.cells` and `Params.sweep_cells`."""
+    cells: dict[str, Cell] = {}
+    swept: dict[str, SweepCell] = {}
     for name, case in cases.items():
 
         def add(arm: str, stage: Any = None, name: str = name, case: Case = case) -> None:
@@ -588,7 +593,7 @@ def derive_cells(cases: dict[str, Case]) -> dict[str, dict[str, Any]]:
             add(f"random-{suffix}", stage="random_freeze")
         for arm in case.controls:
             add(arm, stage="learn_mask" if arm in ("one_shot", "zeroed_signal") else "random_freeze")
-    return {"cells": cells, "sweep_cells": swept}
+    return cells, swept
 
 
 def parse_params(values: Any, source: Path) -> Params:
@@ -635,11 +640,12 @@ def profile_text(name: str) -> str:
 
 
 def write_profile(name: str, path: Path = PARAMS) -> None:
-    """Replace params.yaml by the profile; git shows what changed."""
+    """Replace params.yaml by the profile, and its cells; git shows what changed."""
     text = profile_text(name)
-    parse_params(yaml.safe_load(text), Path(f"profiles/{name}.yaml"))
+    params = parse_params(yaml.safe_load(text), Path(f"profiles/{name}.yaml"))
     with write_atomically(path) as temporary:
         temporary.write_text(text)
+    write_json(path.parent / CELLS, _cells_content(params))
 
 
 def update_params(path: Path, changed: dict[str, Any]) -> None:
@@ -656,11 +662,20 @@ def update_params(path: Path, changed: dict[str, Any]) -> None:
 
 
 def write_cells(path: Path = PARAMS) -> None:
-    """Derive `cells` and `sweep_cells` from `cases` again."""
-    values = yaml.safe_load(path.read_text())
-    try:
-        cases = {name: Case.model_validate(case) for name, case in values["cases"].items()}
-    except ValidationError as error:
-        raise FreezeAsGuardError(f"{path}: cases: {error.errors()[0]['msg']}") from None
-    derived = derive_cells(cases)
-    update_params(path, {k: {name: cell.model_dump() for name, cell in cells.items()} for k, cells in derived.items()})
+    """Derive the cells beside `path` from its cases again."""
+    write_json(path.parent / CELLS, _cells_content(load_params(path)))
+
+
+def check_cells(params: Params, path: Path = CELLS) -> None:
+    """Refuse a file of cells that the cases have outgrown: dvc.yaml would run others than the tables ask for."""
+    remedy = "run `freezeasguard cells`"
+    found = read_json(path, remedy)
+    for key, expected in _cells_content(params).items():
+        block = found.get(key, {}) if isinstance(found, dict) else {}
+        if odd := sorted(name for name in {*block, *expected} if block.get(name) != expected.get(name)):
+            raise FreezeAsGuardError(f"{path}: {key} does not match the cases of params.yaml (see {odd[0]}); {remedy}")
+
+
+def _cells_content(params: Params) -> dict[str, dict[str, Any]]:
+    blocks = {"cells": params.cells, "sweep_cells": params.sweep_cells}
+    return {key: {name: cell.model_dump() for name, cell in block.items()} for key, block in blocks.items()}

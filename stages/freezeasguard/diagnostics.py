@@ -11,8 +11,8 @@ from torch import Tensor
 from freezeasguard.bilevel import LearnedMask
 from freezeasguard.data.latents import SIDES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.granularity import n_units, split_units
-from freezeasguard.protected import Protected
+from freezeasguard.masks.granularity import n_units, split_units
+from freezeasguard.masks.protected import Protected
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:

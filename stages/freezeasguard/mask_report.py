@@ -7,8 +7,9 @@ from typing import Any
 
 from freezeasguard.config import Params, split_arm
 from freezeasguard.data.latents import SIDES
+from freezeasguard.masks.mask import overlap
+from freezeasguard.masks.protected import read_protected_file
 from freezeasguard.plots import BLOCK_ORDER, block_of
-from freezeasguard.protected import read_protected_file
 from freezeasguard.tables import arm_label, write_csv, write_table
 
 NAME = "mask_diagnostics"
@@ -25,7 +26,7 @@ def learned_masks(params: Params, data: Path) -> dict[tuple[str, str], dict[str,
 
 def summary_row(params: Params, case: str, arm: str, content: dict[str, Any]) -> list[str]:
     d = content["diagnostics"]
-    seeds = ", ".join(f"{overlap:.2f}" for overlap in d["overlap_across_seeds"]) or "-"
+    seeds = ", ".join(f"{share:.2f}" for share in d["overlap_across_seeds"]) or "-"
     path = "-"
     if check := d.get("path_check"):
         path = "; ".join(
@@ -81,11 +82,10 @@ def block_rows(masks: dict[tuple[str, str], dict[str, Any]], params: Params) -> 
 
 def case_overlap_lines(masks: dict[tuple[str, str], dict[str, Any]], params: Params) -> list[str]:
     """How far the headline masks of different cases agree; one that ignores its case guards nothing in particular."""
-    headline = {case: set(content["frozen"]) for (case, arm), content in masks.items() if arm == "freezeasguard"}
+    headline = {case: content["frozen"] for (case, arm), content in masks.items() if arm == "freezeasguard"}
     cases = list(headline)
     return [
-        f"Overlap between cases: {a} and {b} {len(headline[a] & headline[b]) / len(headline[a]):.2f} "
-        f"(by chance {params.rho:g})."
+        f"Overlap between cases: {a} and {b} {overlap(headline[a], headline[b]):.2f} (by chance {params.rho:g})."
         for i, a in enumerate(cases)
         for b in cases[i + 1 :]
         if headline[a]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from freezeasguard.config import PARAMS, parse_params, update_params, write_cells
+from freezeasguard.config import PARAMS, update_params, write_cells
 from freezeasguard.data.sources import IMAGE_SUFFIXES, slug, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
@@ -49,7 +49,7 @@ def add_case(
     only: bool,
     path: Path = PARAMS,
 ) -> dict[str, int]:
-    """Write the listing and the entries; returns the number of images a side. params.yaml changes last."""
+    """Write the listing, the entries and the cells; returns the number of images a side. Refused, params.yaml stays."""
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise FreezeAsGuardError(f"{name!r} is no name for a case; use small letters, digits and dashes")
     values = yaml.safe_load(path.read_text())
@@ -83,8 +83,7 @@ def add_case(
     before = path.read_text()
     try:
         update_params(path, changed)
-        write_cells(path)
-        parse_params(yaml.safe_load(path.read_text()), path)
+        write_cells(path)  # checks the whole file first
     except FreezeAsGuardError:
         path.write_text(before)
         raise

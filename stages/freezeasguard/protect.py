@@ -1,4 +1,4 @@
-"""Each protection method fills a protected-model folder (see `protected`)."""
+"""Each protection method fills a protected-model folder (see `masks.protected`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from freezeasguard.data.latents import FINETUNED_SIDES, SIDES, CaseData
 from freezeasguard.diagnostics import mask_diagnostics, overlap_of_units
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.protected import Protected, mask_sizes, tensor_shapes, write_for
+from freezeasguard.masks.protected import Protected, mask_sizes, tensor_shapes, write_for
 from freezeasguard.workers import resolve_device, run_side_by_side
 
 

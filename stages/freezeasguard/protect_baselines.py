@@ -12,7 +12,7 @@ from freezeasguard.baselines.uce import UCEConfig, uce_edit
 from freezeasguard.config import IMMA, UCE, Case, Params
 from freezeasguard.data.latents import CaseData
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_text, load_unet, named_tensors, stored_tensors
-from freezeasguard.protected import Protected, write_for
+from freezeasguard.masks.protected import Protected, write_for
 from freezeasguard.workers import resolve_device
 
 

@@ -14,7 +14,7 @@ from freezeasguard.baselines.heuristics import RULES, heuristic_frozen
 from freezeasguard.baselines.random_freezing import random_frozen_by_parameters, random_frozen_units
 from freezeasguard.config import arm_granularity
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.protected import Protected, mask_sizes, tensor_shapes, write_for
+from freezeasguard.masks.protected import Protected, mask_sizes, tensor_shapes, write_for
 
 
 def protect_nothing(tensors: Mapping[str, Tensor], folder: Path, method: str) -> None:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.granularity import sum_over_units
-from freezeasguard.mask import check_names
+from freezeasguard.masks.granularity import sum_over_units
+from freezeasguard.masks.mask import check_names
 
 BUCKET_BYTES = 64 * 2**20
 """Gradients held at once before they are consumed; at tiny scale one bucket holds the whole UNet."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from freezeasguard.config import Params, load_params
+from freezeasguard.config import Params, check_cells, load_params
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models import check_model_folder
 
@@ -47,8 +47,9 @@ def model_folder(params: Params, model: str) -> Path:
 
 
 def load(case: str | None = None) -> Params:
-    """The checked parameters; an unknown case is refused here."""
+    """The checked parameters; an unknown case is refused here, and a data/cells.json of other cases."""
     params = load_params()
+    check_cells(params)
     if case is not None and case not in params.cases:
         raise FreezeAsGuardError(f"params.yaml has no case {case!r}; it has {', '.join(params.cases)}")
     return params

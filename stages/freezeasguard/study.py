@@ -18,21 +18,21 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from freezeasguard.adapt import finetune_config
+from freezeasguard.adapt import finetune_config, train_user
 from freezeasguard.baselines.heuristics import RULES, heuristic_frozen
 from freezeasguard.baselines.random_freezing import random_frozen_by_parameters, random_frozen_units
 from freezeasguard.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
-from freezeasguard.config import Params, Study
-from freezeasguard.data.latents import SIDES, CaseData
+from freezeasguard.config import Finetuning, Params, Study
+from freezeasguard.data.latents import SIDES, CaseData, LatentSet
 from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.files import read_json, write_json
 from freezeasguard.generate import generate_side, prompt_table
-from freezeasguard.granularity import GRANULARITIES
+from freezeasguard.masks.granularity import GRANULARITIES
+from freezeasguard.masks.protected import Protected, mask_sizes, tensor_shapes
 from freezeasguard.protect_baselines import imma_protected, uce_protected
-from freezeasguard.protected import Protected, load_tensors, mask_sizes, tensor_shapes
 from freezeasguard.scores import SCORES
 from freezeasguard.scoring import Extractors, Reference, score_images, score_value
-from freezeasguard.training import changed_tensors, finetune, fixed_noise_loss
+from freezeasguard.training import changed_tensors, fixed_noise_loss
 from freezeasguard.workers import resolve_device, run_side_by_side
 
 ROLES = ("given", "swapped")
@@ -78,6 +78,12 @@ class Workbench:
     def generator(self, offset: int = 0) -> torch.Generator:
         return torch.Generator().manual_seed(1000 * self.study.seed + offset)
 
+    def train(
+        self, unet: torch.nn.Module, protected: Protected, data: LatentSet, block: Finetuning, description: str
+    ) -> None:
+        config, how = finetune_config(block), {"generator": self.generator(), "description": description}
+        train_user(unet, protected, self.schedule, data, config, self.device, **how)
+
     def side_by_side(self, tasks: Mapping[str, Callable[[Path], None]]) -> dict[str, Path]:
         """Run the tasks whose file is not there yet; a task fills the path it is given. Returns all paths."""
         paths = {name: self.scratch / name for name in tasks}
@@ -98,15 +104,8 @@ class Workbench:
 
         def train(side: str, path: Path) -> None:
             unet = load_unet(self.model)
-            config, half = finetune_config(self.params.relearn), data.select(side, ["mask_learning"])
-            finetune(
-                unet.to(self.device),
-                self.schedule,
-                half,
-                config,
-                generator=self.generator(),
-                description=f"user {side}",
-            )
+            half = data.select(side, ["mask_learning"])
+            self.train(unet, Protected("full"), half, self.params.relearn, f"user {side}")
             torch.save(changed_tensors(unet.to("cpu"), stored_tensors(self.model)), path)
 
         paths = self.side_by_side(
@@ -206,22 +205,10 @@ class Workbench:
         prompts = {side: prompt_table(self.data, side, self.params.generate) for side in SIDES}
 
         def use(candidate: Candidate, side: str, path: Path) -> None:
-            unet, protected = load_unet(self.model), candidate.protected
-            load_tensors(unet, protected.edited)
-            unet.to(self.device)
+            unet = load_unet(self.model)
             block = self.params.adapt_block(self.study.case, "pretrained" if candidate.name == "pretrained" else "full")
             own = self.data.select(side, ["adaptation"])
-            finetune(
-                unet,
-                self.schedule,
-                own,
-                finetune_config(block),
-                frozen=protected.frozen,
-                frozen_units=protected.frozen_units,
-                granularity=protected.granularity,
-                generator=self.generator(),
-                description=f"{candidate.key} {side}",
-            )
+            self.train(unet, candidate.protected, own, block, f"{candidate.key} {side}")
             loss = fixed_noise_loss(unet, self.schedule, own, self.generator(1))
             folder = self.scratch / "images" / candidate.key
             generate_side(

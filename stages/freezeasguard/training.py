@@ -15,7 +15,7 @@ from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import NoiseSchedule, denoising_loss, draw_noise, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
-from freezeasguard.freezing import Frozen
+from freezeasguard.masks.freezing import Frozen
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.mask import n_frozen
+from freezeasguard.masks.mask import n_frozen
 
 KINDS: Mapping[str, frozenset[str]] = {
     "attention": frozenset({"to_q", "to_k", "to_v", "to_out"}),

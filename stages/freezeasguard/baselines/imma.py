@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from freezeasguard.data.latents import LatentSet
 from freezeasguard.diffusion import NoiseSchedule, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.freezing import freeze
+from freezeasguard.masks.freezing import freeze
 from freezeasguard.training import drawn_loss, optimizer_step
 
 ATTENTIONS = {"all": ("attn1", "attn2"), "cross": ("attn2",)}

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from freezeasguard.granularity import n_units, split_units
-from freezeasguard.mask import check_freeze_ratio, n_frozen
+from freezeasguard.masks.granularity import n_units, split_units
+from freezeasguard.masks.mask import check_freeze_ratio, n_frozen
 
 
 def random_frozen(names: Iterable[str], rho: float, generator: torch.Generator) -> frozenset[str]:

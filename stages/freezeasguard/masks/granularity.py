@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.mask import check_names, n_frozen
+from freezeasguard.masks.mask import check_names, n_frozen
 
 Granularity = Literal["tensor", "row", "element"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from freezeasguard.diffusion import named_tensors
-from freezeasguard.granularity import check_units, normal_form, spread_over_weights
-from freezeasguard.mask import check_names
+from freezeasguard.masks.granularity import check_units, normal_form, spread_over_weights
+from freezeasguard.masks.mask import check_names
 
 
 def freeze(unet: torch.nn.Module, frozen: Collection[str]) -> dict[str, torch.nn.Parameter]:

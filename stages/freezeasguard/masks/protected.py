@@ -28,8 +28,8 @@ from torch import Tensor
 from freezeasguard.diffusion import load_unet, model_hash, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import folder_atomically, read_json, write_json
-from freezeasguard.freezing import Frozen
-from freezeasguard.granularity import (
+from freezeasguard.masks.freezing import Frozen
+from freezeasguard.masks.granularity import (
     check_granularity,
     check_units,
     mask_counts,
@@ -38,7 +38,7 @@ from freezeasguard.granularity import (
     pack_bits,
     unpack_bits,
 )
-from freezeasguard.mask import check_names
+from freezeasguard.masks.mask import check_names
 
 FORMATS = {"tensor": 1, "row": 2, "element": 2}
 """Format 2 adds the tensors frozen in part, which a reader of format 1 would leave unprotected in silence."""
