@@ -91,10 +91,11 @@ def loss_figure(curves: dict[str, dict[str, list[float]]], labels: dict[str, str
     return saved
 
 
-def sample_grid(
-    params: Params, case: str, images: Path, raw: Path, index: pd.DataFrame, path: Path, columns: int = 6
-) -> Path:
-    """Rows: the real image, then each arm; columns: prompts of both sides, the same noise down a column."""
+def sample_grid(params: Params, case: str, images: Path, raw: Path, path: Path, columns: int = 6) -> Path:
+    """Rows: the real image, then each arm; columns: prompts of both sides, the same noise down a column.
+
+    One prompt a class of each side, and more of each where there are fewer classes than `columns`.
+    """
     from PIL import ImageDraw, ImageFont
 
     arms = params.arms(case)
@@ -103,9 +104,11 @@ def sample_grid(
     picked = []
     for side in SIDES:
         rows = first[(first["side"] == side) & (first["part"] == "adaptation") & (first["image"] == 0)]
-        picked.append(rows.groupby("class", sort=True).head(1).head(columns))
+        turn = rows.groupby("class").cumcount().rename("turn")
+        dealt = rows.join(turn).sort_values(["turn", "class"], kind="stable").head(columns)
+        picked.append(dealt.sort_values(["class", "turn"], kind="stable"))
     chosen = pd.concat(picked)
-    tile, left, top, gap = 96, 150, 44, 10
+    tile, left, top, gap = 96, 165, 44, 10
     n_left = len(picked[0])
     width = left + len(chosen) * tile + gap
     sheet = Image.new("RGB", (width, top + (len(arms) + 1) * tile), "white")
@@ -122,7 +125,8 @@ def sample_grid(
     draw.text((x_of(n_left), 4), "legal classes", fill="#009e73", font=font)
     small = ImageFont.load_default(size=11)
     for column, (_, row) in enumerate(chosen.iterrows()):
-        draw.text((x_of(column), 24), str(row["subject"]), fill="black", font=small)
+        if row["turn"] == 0:
+            draw.text((x_of(column), 24), str(row["subject"]), fill="black", font=small)
         files = [raw / str(row["path"]), *(images / arm / str(row["file"]) for arm in arms)]
         for line, file in enumerate(files):
             with Image.open(file) as image:
@@ -186,6 +190,5 @@ def write_figures(params: Params, data: Path, out: Path, models: dict[str, Path]
             if "mean_mask" in content["diagnostics"]:
                 written.append(signal_figure(content["diagnostics"], out / f"mask-learning-{case}-{arm}.png"))
         raw = data / "raw" / params.cases[case].domain
-        index = pd.read_csv(data / "latents" / case / "index.csv", keep_default_na=False)
-        written.append(sample_grid(params, case, data / "images" / case, raw, index, out / f"samples-{case}.png"))
+        written.append(sample_grid(params, case, data / "images" / case, raw, out / f"samples-{case}.png"))
     return written

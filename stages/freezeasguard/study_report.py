@@ -191,7 +191,8 @@ def curve_figure(studies: Sequence[Mapping[str, Any]], rho: float, path: Path) -
         for style, (what, kinds) in lines.items():
             if len(kinds) > (style == "s:"):
                 illegal, legal = zip(*sorted(points[kind] for kind in kinds), strict=True)
-                axis.plot(illegal, legal, style, color=color, label=f"{granularity}s, over {what}", markersize=4)
+                label = f"{granularity}s" + (f", over {what}" if len(kinds) > 1 else "")
+                axis.plot(illegal, legal, style, color=color, label=label, markersize=4)
     blind = [point for kind, point in points.items() if kind.name == "random"]
     axis.plot([p[0] for p in blind], [p[1] for p in blind], "x", color="#8c8c8c", label="random")
     axis.axline((1, 1), slope=1, color="#8c8c8c", linewidth=0.8)
