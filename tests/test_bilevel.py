@@ -28,7 +28,8 @@ from freezeasguard.data.latents import SIDES, LatentSet
 from freezeasguard.diffusion import NoiseSchedule, denoising_loss, draw_noise
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.granularity import split_units
-from freezeasguard.masks.mask import hard_mask, logit_gradients, overlap
+from freezeasguard.masks.mask import hard_mask, logit_gradients
+from freezeasguard.masks.protected_file import overlap
 from freezeasguard.training import Batch, draw_batch
 
 Weights = dict[str, Tensor]

@@ -18,9 +18,7 @@ from freezeasguard.bilevel import LearnedMask, MaskHistory
 from freezeasguard.config import Params, parse_params, profile_text
 from freezeasguard.data.latents import SIDES, CaseData
 from freezeasguard.diagnostics import (
-    block_of,
     mask_diagnostics,
-    overlap_of_masks,
     overlap_of_units,
     rank_correlation,
     significant,
@@ -32,20 +30,6 @@ from freezeasguard.protect import protect_by_mask
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 SHAPES = {"conv_in.bias": (2,), "down_blocks.0.w": (2, 2), "down_blocks.0.z": (1, 3), "mid_block.w": (2, 1)}
-
-
-@pytest.mark.parametrize(
-    ("name", "block"),
-    [
-        ("up_blocks.3.resnets.0.conv1.weight", "up_blocks.3"),
-        ("mid_block.attentions.0.norm.bias", "mid_block"),
-        ("conv_in.weight", "conv_in"),
-        ("time_embedding.linear_1.weight", "time_embedding"),
-        ("bias", "bias"),
-    ],
-)
-def test_block_of(name: str, block: str) -> None:
-    assert block_of(name) == block
 
 
 @pytest.mark.parametrize(("value", "kept"), [(0.0, 0.0), (123456.0, 123500.0), (-0.000123456, -0.0001235), (2.0, 2.0)])
@@ -67,7 +51,7 @@ def test_overlap_of_units() -> None:
     assert overlap_of_units(a, a) == overlap_of_units(none, a) == 1 and overlap_of_units(a, none) == 0
 
 
-def test_signals_are_summed_by_tensor_and_by_block() -> None:
+def test_signals_are_summed_by_tensor() -> None:
     row = torch.tensor([1.0, 2.0, 10.0, -30.0, 500.0, 0.0, 7.12345])
     signals = {"illegal": row, "legal": -row.flip(0)}
     learned = mask_of(torch.arange(7.0), "row", signals)
@@ -76,7 +60,6 @@ def test_signals_are_summed_by_tensor_and_by_block() -> None:
     assert illegal["by_tensor"] == {
         "conv_in.bias": 6.0, "down_blocks.0.w": -40.0, "down_blocks.0.z": 1000.0, "mid_block.w": 14.25,
     }  # fmt: skip
-    assert illegal["by_block"] == {"conv_in": 6.0, "down_blocks.0": 960.0, "mid_block": 14.25}
     assert illegal["max_size"] == 1000 and illegal["median_size"] == pytest.approx(14.2469)
     # round(0.5 * 7) = 4 of 7 rows: 3, 4, 5, 6 here, and 0, 1, 2, 3 of the falling logits
     assert found["overlap_with_initial_logits"] == found["overlap_with_zeroed_signal"] == 0.25
@@ -95,22 +78,6 @@ def test_inconsistent_signals_are_told_from_consistent_ones() -> None:
     learned = LearnedMask(SHAPES, "tensor", torch.arange(4.0), torch.zeros(4), history)
     found = mask_diagnostics(learned, 0.5, learned, [])
     assert found["task_signal"]["legal"]["share_consistent"] == 0.5
-
-
-def test_masks_of_several_cases_are_compared_by_their_units() -> None:
-    def rows(*frozen: int) -> Protected:
-        flat = torch.zeros(7, dtype=torch.bool)
-        flat[list(frozen)] = True
-        parts = dict(zip(SHAPES, flat.split([2, 2, 1, 2]), strict=True))
-        return Protected("freezeasguard", granularity="row", frozen_units=parts)
-
-    masks = {"a": rows(0, 1, 2, 4), "b": rows(0, 4), "c": rows(3, 5)}
-    assert masks["a"].frozen == {"conv_in.bias", "down_blocks.0.z"}  # whole tensors count by their rows
-    found = overlap_of_masks(masks, SHAPES)
-    assert found["a"] == {"a": 1.0, "b": 0.5, "c": 0.0}
-    assert found["b"] == {"a": 1.0, "b": 1.0, "c": 0.0}
-    with pytest.raises(FreezeAsGuardError, match="granularity row and tensor share no units"):
-        overlap_of_masks({**masks, "d": Protected("random", frozenset({"mid_block.w"}))}, SHAPES)
 
 
 # --- the protection stage -------------------------------------------------------------------------

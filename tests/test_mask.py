@@ -17,11 +17,11 @@ from freezeasguard.masks.mask import (
     logit_gradients,
     mask_slope,
     n_frozen,
-    overlap,
     project_to_ratio,
     soft_mask,
     sparsity_gradient,
 )
+from freezeasguard.masks.protected_file import overlap
 
 seeds = st.integers(0, 2**31)
 temperatures = st.floats(0.05, 2.0)

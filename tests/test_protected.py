@@ -22,9 +22,9 @@ from freezeasguard.masks.protected import (
     load_tensors,
     mask_sizes,
     read_protected,
-    read_protected_file,
     write_protected,
 )
+from freezeasguard.masks.protected_file import read_protected_file
 
 MASK = Protected("freezeasguard", frozenset({"weight", "gain"}), {}, {"rho": 0.3, "seed": 1}, {"overlap": 0.31})
 

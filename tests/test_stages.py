@@ -118,6 +118,23 @@ def test_cells_command_derives_the_sweep(tmp_path: Path) -> None:
     assert params.sweep_cells["portraits-random-10"].stage == "random_freeze"
 
 
+def test_an_arm_of_a_sweep_runs_again_only_where_what_it_is_made_from_changed(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    own = "sweep: [10]\n    granularities: [row]\n    controls: [attention, one_shot]\n    adapt_steps: 2"
+    path.write_text(profile_text("smoke").replace("sweep: []", own).replace("[uce]", "[uce, imma]"))
+    found = {arm.arm: (arm.block, arm.also) for arm in load_params(path).sweep_cells.values()}
+    assert found == {
+        "uce": ("uce", "cases.portraits"),
+        "imma": ("imma", "seed"),
+        "freezeasguard-10": ("mask", "seed"),
+        "random-10": ("seed", "seed"),
+        "freezeasguard-row": ("mask", "rho"),
+        "random-row": ("seed", "rho"),
+        "attention": ("seed", "rho"),
+        "one_shot": ("mask", "rho"),
+    }
+
+
 def test_cells_that_the_cases_have_outgrown_are_told(tmp_path: Path) -> None:
     path, cells = tmp_path / "params.yaml", tmp_path / "data/cells.json"
     write_profile("smoke", path)

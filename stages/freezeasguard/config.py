@@ -259,6 +259,9 @@ class SweepCell(Block):
     case: str
     arm: str
     stage: Literal["learn_mask", "random_freeze", "uce", "imma"]
+    block: str
+    also: str
+    """The two keys of params.yaml that the arm is made from, beside the seed; "seed" where there is no other."""
 
 
 class Finetuning(Block):
@@ -407,6 +410,9 @@ class UCE(Block):
     preserve: list[str] = []
     """Prompts to keep, besides the empty one of reading A."""
 
+    def setting(self) -> str:
+        return f"erase {self.erase_scale:g}, ridge {self.ridge:g}"
+
 
 class IMMA(Block):
     """Immunising (METHOD, section 4)."""
@@ -418,6 +424,9 @@ class IMMA(Block):
     attn_scope: Literal["all", "cross"] = "all"
     weight_decay: Annotated[float, Field(ge=0)] = 1e-2
     max_grad_norm: PositiveFloat = 1.0
+
+    def setting(self) -> str:
+        return f"outer {self.outer_lr:g}, inner {self.inner_lr:g}, {self.steps} pairs"
 
 
 class Generate(Block):
@@ -568,6 +577,15 @@ def arm_granularity(arm: str) -> str:
     return suffix if suffix in ("row", "element") else "tensor"
 
 
+def made_from(arm: str, stage: str, case: str) -> dict[str, str]:
+    """The keys of params.yaml that DVC watches for an arm of a sweep: its method's block, and one more."""
+    block = {"learn_mask": "mask", "uce": "uce", "imma": "imma"}.get(stage, "seed")
+    if stage == "uce":
+        return {"block": block, "also": f"cases.{case}"}  # its names and its guide
+    follows_headline = stage != "imma" and split_arm(arm)[1] is None
+    return {"block": block, "also": "rho" if follows_headline else "seed"}
+
+
 def derive_cells(cases: dict[str, Case]) -> tuple[dict[str, Cell], dict[str, SweepCell]]:
     """`Params.cells` and `Params.sweep_cells`."""
     cells: dict[str, Cell] = {}
@@ -578,7 +596,7 @@ def derive_cells(cases: dict[str, Case]) -> tuple[dict[str, Cell], dict[str, Swe
             own = {"steps": case.adapt_steps, "lr": case.adapt_lr}
             cells[f"{name}-{arm}"] = Cell(case=name, arm=arm, protected=arm, **own)
             if stage:
-                swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=stage)
+                swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=stage, **made_from(arm, stage, name))
 
         cells[f"{name}-pretrained"] = Cell(case=name, arm="pretrained", protected="full", steps=0)
         for arm in (arm for arm in ERASERS if arm in case.baselines):

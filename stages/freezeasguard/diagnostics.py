@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from freezeasguard.bilevel import LearnedMask
 from freezeasguard.data.latents import SIDES
-from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.granularity import n_units, split_units
-from freezeasguard.masks.protected import Protected
+from freezeasguard.masks.granularity import split_units
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
@@ -24,37 +22,6 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 def overlap_of_units(a: Tensor, b: Tensor) -> float:
     """Share of `a`'s frozen units (bool [N]) that `b` freezes too; two unrelated masks overlap by about rho."""
     return float((a & b).sum() / a.sum()) if a.any() else 1.0
-
-
-def overlap_of_masks(
-    masks: Mapping[str, Protected], shapes: Mapping[str, Sequence[int]]
-) -> dict[str, dict[str, float]]:
-    """How far masks agree over their units, e.g. those of several cases: [a][b] is the share of a's that b freezes.
-
-    A mask that freezes the same whatever its case guards against nothing in particular.
-    """
-    kinds = {protected.granularity for protected in masks.values()}
-    if len(kinds) > 1:
-        raise FreezeAsGuardError(f"masks of granularity {' and '.join(sorted(kinds))} share no units")
-
-    def units(protected: Protected) -> Tensor:
-        return torch.cat(
-            [
-                protected.frozen_units.get(
-                    name, torch.full((n_units(shapes[name], protected.granularity),), name in protected.frozen)
-                )
-                for name in sorted(shapes)
-            ]
-        )
-
-    flat = {name: units(protected) for name, protected in masks.items()}
-    return {a: {b: overlap_of_units(flat[a], flat[b]) for b in flat} for a in flat}
-
-
-def block_of(name: str) -> str:
-    """The UNet block of a tensor: "up_blocks.3.resnets.0.conv1.weight" -> "up_blocks.3"."""
-    first, second = [*name.split("."), ""][:2]
-    return f"{first}.{second}" if second.isdecimal() else first
 
 
 def significant(value: float, digits: int = 4) -> float:
@@ -71,14 +38,10 @@ def task_signal(learned: LearnedMask, side: str) -> dict[str, Any]:
     """One side's signal over the mask steps: its size a unit, and where in the network it sits."""
     signal, size = learned.history.mean_signal(side), learned.history.mean_size(side)
     by_tensor = dict(zip(learned.names, sums_by_tensor(signal, learned).tolist(), strict=True))
-    by_block: dict[str, float] = {}
-    for name, value in by_tensor.items():
-        by_block[block_of(name)] = by_block.get(block_of(name), 0.0) + value
     return {
         "median_size": float(size.median()),
         "max_size": float(size.max()),
         "share_consistent": float((signal.abs() > 0.5 * size).float().mean()),
-        "by_block": {block: significant(value) for block, value in by_block.items()},
         "by_tensor": {name: significant(value) for name, value in by_tensor.items()},
     }
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from freezeasguard.config import Params, split_arm
 from freezeasguard.data.latents import SIDES
-from freezeasguard.masks.mask import overlap
-from freezeasguard.masks.protected import read_protected_file
+from freezeasguard.masks.protected_file import overlap, read_protected_file
 from freezeasguard.plots import BLOCK_ORDER, block_of
 from freezeasguard.tables import arm_label, write_csv, write_table
 

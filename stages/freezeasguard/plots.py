@@ -14,7 +14,7 @@ from freezeasguard.data.latents import SIDES
 from freezeasguard.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.files import read_json, write_atomically
 from freezeasguard.images import blur
-from freezeasguard.masks.protected import read_protected_file
+from freezeasguard.masks.protected_file import read_protected_file
 from freezeasguard.tables import arm_label
 
 COLORS = {"pretrained": "#8c8c8c", "full": "#0072b2", "freezeasguard": "#d55e00", "random": "#009e73"}

@@ -73,6 +73,8 @@ class Workbench:
         self.device = resolve_device(params.device)
         self.data = CaseData.load(data / "latents" / study.case)
         self.schedule = NoiseSchedule.of(load_scheduler(model))
+        self.tensors = stored_tensors(model)
+        self.shapes = tensor_shapes(self.tensors)
         scratch.mkdir(parents=True, exist_ok=True)
 
     def generator(self, offset: int = 0) -> torch.Generator:
@@ -106,7 +108,7 @@ class Workbench:
             unet = load_unet(self.model)
             half = data.select(side, ["mask_learning"])
             self.train(unet, Protected("full"), half, self.params.relearn, f"user {side}")
-            torch.save(changed_tensors(unet.to("cpu"), stored_tensors(self.model)), path)
+            torch.save(changed_tensors(unet.to("cpu"), self.tensors), path)
 
         paths = self.side_by_side(
             {f"user-{label}-{side}.pt": lambda path, side=side: train(side, path) for side in SIDES}
@@ -157,9 +159,7 @@ class Workbench:
         Args:
             parameter_share: of single weights that the learned tensor masks freeze; that control freezes as many.
         """
-        tensors, rho = stored_tensors(self.model), self.params.rho
-        shapes = tensor_shapes(tensors)
-        found = []
+        rho, shapes, found = self.params.rho, self.shapes, []
 
         def add(name: str, protected: Protected) -> None:
             found.append(Candidate(name, None, protected, rho))
@@ -171,7 +171,7 @@ class Workbench:
         by_parameters = random_frozen_by_parameters(shapes, parameter_share, self.generator())
         add("random-parameters", Protected("random", by_parameters))
         for rule in RULES if self.study.rules else ():
-            add(rule, Protected(rule, heuristic_frozen(rule, tensors, rho, self.generator())))
+            add(rule, Protected(rule, heuristic_frozen(rule, self.tensors, rho, self.generator())))
         config = MaskConfig(**self.params.mask.settings())
         silent = learn_without_signal(shapes, config, rho, self.generator())
         add("zeroed_signal", Protected("zeroed_signal", frozen_units=silent.frozen_units(rho)))
@@ -181,9 +181,8 @@ class Workbench:
         """The swept settings of UCE and IMMA, with the roles as given."""
         case, found = self.params.cases[self.study.case], []
         for config in self.study.uce:
-            setting = f"erase {config.erase_scale:g}, ridge {config.ridge:g}"
             protected = uce_protected(case, config, "A", self.model, self.data)
-            found.append(Candidate("uce", ROLES[0], protected, setting=setting))
+            found.append(Candidate("uce", ROLES[0], protected, setting=config.setting()))
 
         def immunise(index: int, path: Path) -> None:
             config = self.study.imma[index]
@@ -193,9 +192,8 @@ class Workbench:
             {f"imma-{i}.pt": lambda path, i=i: immunise(i, path) for i in range(len(self.study.imma))}
         )
         for config, path in zip(self.study.imma, paths.values(), strict=True):
-            setting = f"outer {config.outer_lr:g}, inner {config.inner_lr:g}, {config.steps} pairs"
             protected = torch.load(path, weights_only=False)
-            found.append(Candidate("imma", ROLES[0], protected, setting=setting))
+            found.append(Candidate("imma", ROLES[0], protected, setting=config.setting()))
         return found
 
     # --- what they are worth ------------------------------------------------------------------------
@@ -234,7 +232,6 @@ class Workbench:
             load_file(self.root / "reference" / self.study.case / "features.safetensors")
         )
         raw = self.root / "raw" / self.params.cases[self.study.case].domain
-        shapes = tensor_shapes(stored_tensors(self.model))
         rows = []
         for candidate in tqdm(candidates, desc="scoring"):
             folder = self.scratch / "images" / candidate.key
@@ -257,7 +254,7 @@ class Workbench:
                         "fixed_noise_loss": used[candidate.key, side]["fixed_noise_loss"],
                         "scores": {n: score_value(mine, real, n) for n in names if SCORES[n].rule != "kernel"},
                         "n_images": len(mine.table),
-                        **mask_sizes(candidate.protected, shapes),
+                        **mask_sizes(candidate.protected, self.shapes),
                     }
                 )
         return rows
@@ -270,9 +267,8 @@ def run_study(params: Params, name: str, model: Path, data: Path, scorers: Path,
     candidates = [Candidate("pretrained", None, Protected("full")), Candidate("full", None, Protected("full"))]
     if study.masks:
         learned = bench.learned()
-        shapes = tensor_shapes(stored_tensors(model))
         of_tensors = next(c for c in learned if c.name == "freezeasguard" and c.protected.granularity == "tensor")
-        share = float(mask_sizes(of_tensors.protected, shapes)["share_of_parameters_frozen"])
+        share = float(mask_sizes(of_tensors.protected, bench.shapes)["share_of_parameters_frozen"])
         candidates += [*learned, *bench.blind(share)]
     candidates += bench.baselines()
     rows = bench.rows(candidates, scorers)

@@ -125,6 +125,10 @@ def _headline(kind: Kind, rho: float) -> bool:
     return not kind.setting and kind.rho == rho and kind.illegal_weight in (None, 0.5)
 
 
+def share_text(kept: float) -> str:
+    return "-" if math.isnan(kept) else f"{kept:.2f}"
+
+
 def study_table(studies: Sequence[Mapping[str, Any]], rho: float) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one domain: a row a kind of mask at the headline rho and even weights."""
     groups: dict[Kind, list[Kept]] = {}
@@ -148,7 +152,7 @@ def study_table(studies: Sequence[Mapping[str, Any]], rho: float) -> tuple[list[
         for measure in MEASURES:
             gap, low, high = student_interval([k.gap(measure) for k in ones])
             means = [float(np.mean([k.kept[measure, side] for k in ones])) for side in SIDES]
-            row += ["-" if math.isnan(mean) else f"{mean:.2f}" for mean in means]
+            row += [share_text(mean) for mean in means]
             row.append(
                 "-"
                 if math.isnan(gap)
@@ -164,7 +168,7 @@ def baseline_rows(studies: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     header += ["Kept score, illegal", "legal (score)"]
     rows = [
         [study["study"]["case"], kept.kind.name.upper(), kept.kind.setting]
-        + [f"{kept.kept[measure, side]:.2f}" for measure in MEASURES for side in SIDES]
+        + [share_text(kept.kept[measure, side]) for measure in MEASURES for side in SIDES]
         for study in studies
         for kept in kept_by_kind(study)
         if kept.kind.setting
@@ -241,7 +245,8 @@ def write_study_report(params: Params, table: str, reports: Path) -> list[Path]:
         if rows:
             notes = [
                 "Kept as in the study of masks; the roles as the case has them, one seed. A good baseline keeps little "
-                "on the illegal side and much on the legal one.",
+                "on the illegal side and much on the legal one; below 0 the model ends worse than the pretrained one.",
+                f"The arms: UCE at {params.uce.setting()}; IMMA at {params.imma.setting()}.",
             ]
             written.append(write_table(out / "baselines", "Settings of the baselines", header, rows, notes))
     return [reports / "study" / "tables" / table / path.name for path in written]

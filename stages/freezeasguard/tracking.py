@@ -13,7 +13,7 @@ from typing import Any
 from freezeasguard.config import Params
 from freezeasguard.data.latents import SIDES
 from freezeasguard.files import fingerprint, read_json
-from freezeasguard.masks.protected import read_protected_file
+from freezeasguard.masks.protected_file import read_protected_file
 from freezeasguard.scores import SCORES
 from freezeasguard.tables import read_scores
 

@@ -101,8 +101,3 @@ def check_names(frozen: Iterable[str], names: Collection[str]) -> None:
             f"the mask names {len(unknown)} tensors that the network lacks, e.g. {unknown[0]}; "
             "it was made for another model: learn a mask for this one"
         )
-
-
-def overlap(a: Collection[str], b: Collection[str]) -> float:
-    """Share of `a`'s tensors that `b` freezes too; two random masks of ratio rho overlap by rho."""
-    return len(set(a) & set(b)) / len(a) if a else 1.0

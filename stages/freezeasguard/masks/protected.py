@@ -27,7 +27,7 @@ from torch import Tensor
 
 from freezeasguard.diffusion import load_unet, model_hash, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, read_json, write_json
+from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.masks.freezing import Frozen
 from freezeasguard.masks.granularity import (
     check_granularity,
@@ -39,9 +39,7 @@ from freezeasguard.masks.granularity import (
     unpack_bits,
 )
 from freezeasguard.masks.mask import check_names
-
-FORMATS = {"tensor": 1, "row": 2, "element": 2}
-"""Format 2 adds the tensors frozen in part, which a reader of format 1 would leave unprotected in silence."""
+from freezeasguard.masks.protected_file import FORMATS, read_protected_file
 
 
 @dataclass(frozen=True)
@@ -127,21 +125,6 @@ def tensor_shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
 def write_for(tensors: Mapping[str, Tensor], folder: Path, protected: Protected) -> None:
     """Write the folder for the model of these tensors: their shapes, its hash."""
     write_protected(folder, protected, tensor_shapes(tensors), model_hash(tensors))
-
-
-def read_protected_file(folder: Path) -> dict[str, Any]:
-    """`protected.json` as it stands, its format checked."""
-    path = folder / "protected.json"
-    content = read_json(path, "write it with one of the protection stages, e.g. `dvc repro learn_mask`")
-    if content.get("format") not in FORMATS.values():
-        raise FreezeAsGuardError(f"{path} has format {content.get('format')}; this version reads 1 and 2")
-    granularity = content.get("granularity", "tensor")
-    if FORMATS.get(granularity) != content["format"]:
-        raise FreezeAsGuardError(
-            f"{path} has granularity {granularity!r}, which format {content['format']} does not know; "
-            "run the protection stage again"
-        )
-    return content
 
 
 def read_protected(folder: Path, unet: torch.nn.Module) -> Protected:
