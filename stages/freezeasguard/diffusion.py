@@ -108,7 +108,7 @@ def stored_tensors(model: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def encode_images(vae: AutoencoderKL, images: Tensor, batch_size: int = 32) -> Tensor:
+def encode_images(vae: AutoencoderKL, images: Tensor, batch_size: int = 8) -> Tensor:
     """Images [n, 3, h, w] in -1..1 -> scaled latents [n, c, h/f, w/f], the posterior's mean.
 
     Training recipes sample from the posterior; its standard deviation is a few percent of the latents'
@@ -124,7 +124,7 @@ def encode_images(vae: AutoencoderKL, images: Tensor, batch_size: int = 32) -> T
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKL, latents: Tensor, batch_size: int = 32) -> Tensor:
+def decode_latents(vae: AutoencoderKL, latents: Tensor, batch_size: int = 8) -> Tensor:
     """Scaled latents [n, c, h/f, w/f] -> images [n, 3, h, w] in -1..1."""
     device = next(vae.parameters()).device
     scaled = latents / vae.config["scaling_factor"]

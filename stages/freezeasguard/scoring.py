@@ -20,11 +20,11 @@ from freezeasguard.data.latents import SIDES, CaseData
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.images import read_images
 from freezeasguard.metrics.clip import ClipFeatures, clip_score
-from freezeasguard.metrics.frechet import frechet_distance
+from freezeasguard.metrics.frechet import frechet_distance, frechet_of_rows
 from freezeasguard.metrics.inception import kernel_distance
 from freezeasguard.metrics.recogniser import PRESENCE_THRESHOLD, Recogniser, auc, identity_distance, pair_auc
 from freezeasguard.scores import SCORES
-from freezeasguard.statistics import Interval, bootstrap_interval, resample_clusters
+from freezeasguard.statistics import Interval, interval_over, resample_clusters
 
 Features = dict[str, Tensor]
 """What one extractor gives, a row an image: `embedding` and `found`, or `score`, or `features`."""
@@ -292,15 +292,14 @@ def summarise(
         scored: images of one side; real: features of the side's real images, by extractor.
     """
     scores = {}
+    n, rng = len(scored.table), np.random.default_rng(seed)
+    resamples = list(resample_clusters(_clusters(scored.table), config.bootstrap_resamples, rng)) if n else []
     for name in sorted(names):
         kind = SCORES[name]
-        rng = np.random.default_rng(seed)
         if kind.rule == "kernel":
-            interval = _kernel_interval(scored, real, kind.extractor, config, rng)
+            interval = _kernel_interval(scored, real, kind.extractor, config, np.random.default_rng(seed))
         else:
-            statistic = _statistic(scored, real, name)
-            clusters = _clusters(scored.table)
-            interval = bootstrap_interval(statistic, clusters, n_resamples=config.bootstrap_resamples, rng=rng)
+            interval = interval_over(_statistic(scored, real, name), n, resamples)
         found = scored.table.get(f"found_{name}")
         missing = 0 if found is None else int((~found).sum())
         scores[name] = asdict(
@@ -319,7 +318,7 @@ def _statistic(scored: ScoredImages, real: Mapping[str, Features], name: str) ->
         values = scored.table[name].to_numpy()
         return lambda rows: float(values[rows].mean())
     own, target = (f[kind.extractor]["features"].numpy() for f in (scored.features, real))
-    return lambda rows: frechet_distance(own[rows], target)
+    return frechet_of_rows(own, target)
 
 
 def score_value(scored: ScoredImages, real: Mapping[str, Features], name: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,17 @@ def bootstrap_interval(
         interval to first order; a Fréchet distance is larger on any resample than on its sample (repeated
         rows shrink the spread), and centring takes that bias out.
     """
-    n = len(clusters[0])
+    return interval_over(statistic, len(clusters[0]), resample_clusters(clusters, n_resamples, rng), level=level)
+
+
+def interval_over(
+    statistic: Callable[[np.ndarray], float], n: int, resamples: Iterable[np.ndarray], *, level: float = 0.95
+) -> Interval:
+    """`bootstrap_interval` of n rows over resamples that several statistics may share."""
     if n == 0:
         raise FreezeAsGuardError("no rows to compute a score on")
     value = float(statistic(np.arange(n)))
-    draws = np.array([statistic(rows) for rows in resample_clusters(clusters, n_resamples, rng)])
+    draws = np.array([statistic(rows) for rows in resamples])
     tail = (1 - level) / 2
     low, middle, high = np.quantile(draws, [tail, 0.5, 1 - tail])
     return Interval(value, value + float(low - middle), value + float(high - middle))
