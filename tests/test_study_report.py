@@ -13,6 +13,7 @@ from freezeasguard.config import parse_params, profile_text
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
 from freezeasguard.study_report import (
+    curve_rows,
     kept_by_kind,
     side_score,
     student_interval,
@@ -114,6 +115,18 @@ def test_table_has_a_row_a_kind_with_its_seeds() -> None:
     assert rows[0][2:5] == ["25%", "2 kB", "3"]
     assert rows[0][5:8] == ["0.55", "0.85", "+0.300 [+0.176, +0.424]"]
     assert rows[1][7] == "+0.000 [+0.000, +0.000]"
+
+
+def test_curves_have_a_row_a_ratio_and_weight() -> None:
+    one = study()
+    learned = [r for r in one["rows"] if r["name"] == "freezeasguard"]
+    one["rows"] += [{**r, "rho": 0.1} for r in learned]
+    one["rows"] += [{**r, "illegal_weight": 0.7, "fixed_noise_loss": r["fixed_noise_loss"] - 0.01} for r in learned]
+    header, rows = curve_rows([one])
+    assert [r[:3] for r in rows] == [["tensors", "0.1", "0.5"], ["tensors", "0.3", "0.5"], ["tensors", "0.3", "0.7"]]
+    assert rows[0][3:6] == rows[1][3:6] == ["0.55", "0.80", "+0.25"] and all(len(r) == len(header) for r in rows)
+    # 0.01 is 0.02 of one side's fall of 0.5, and 0.05 of the other's of 0.2
+    assert [float(cell) for cell in rows[2][3:6]] == pytest.approx([0.585, 0.835, 0.25], abs=0.006)
 
 
 def test_explicit_sides_speak_through_their_own_scores() -> None:

@@ -17,7 +17,14 @@ from freezeasguard.images import blur
 from freezeasguard.masks.protected_file import read_protected_file
 from freezeasguard.tables import arm_label
 
-COLORS = {"pretrained": "#8c8c8c", "full": "#0072b2", "freezeasguard": "#d55e00", "random": "#009e73"}
+COLORS = {
+    "pretrained": "#8c8c8c",
+    "full": "#0072b2",
+    "uce": "#56b4e9",
+    "imma": "#cc79a7",
+    "freezeasguard": "#d55e00",
+    "random": "#009e73",
+}
 """Okabe-Ito, told apart by the colour-blind."""
 
 
@@ -80,7 +87,9 @@ def loss_figure(curves: dict[str, dict[str, list[float]]], labels: dict[str, str
             losses = pd.Series(sides[side], dtype=float)
             if len(losses):
                 smooth = losses.rolling(15, min_periods=1).mean()
-                axis.plot(smooth, label=labels[arm], color=COLORS.get(split_arm(arm)[0]), linewidth=1.4)
+                method, percent = split_arm(arm)
+                style = "-" if percent is None else "--"  # a ratio of its own
+                axis.plot(smooth, style, label=labels[arm], color=COLORS.get(method), linewidth=1.4)
         axis.set_title(f"{side} user", fontsize=10)
         axis.set_xlabel("fine-tuning step")
         axis.grid(alpha=0.25)

@@ -22,6 +22,7 @@ from freezeasguard.config import Params
 from freezeasguard.data.latents import SIDES
 from freezeasguard.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.files import folder_atomically, read_json
+from freezeasguard.masks.granularity import GRANULARITIES
 from freezeasguard.scores import SCORES
 from freezeasguard.scoring import LEAST_FALL, kept_share
 from freezeasguard.study import ROLES, data_side
@@ -138,7 +139,7 @@ def study_table(studies: Sequence[Mapping[str, Any]], rho: float) -> tuple[list[
 
     def place(kind: Kind) -> tuple[int, str, int]:
         known = ORDER.index(kind.name) if kind.name in ORDER else len(ORDER)
-        return known, kind.name, ("tensor", "row", "element").index(kind.granularity)
+        return known, kind.name, GRANULARITIES.index(kind.granularity)
 
     header = ["Mask", "Of", "Parameters frozen", "Mask file", "Seeds"]
     for measure in MEASURES:
@@ -173,6 +174,28 @@ def baseline_rows(studies: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
         for kept in kept_by_kind(study)
         if kept.kind.setting
     ]
+    return header, rows
+
+
+def curve_rows(studies: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The points of `curve_figure`: the learned masks at every ratio and weight, means over the studies."""
+    header = ["Of", "rho", "Illegal weight"]
+    header += [f"{side} ({measure})" for measure in MEASURES for side in ("Kept illegal", "legal", "gap")]
+    groups: dict[Kind, list[Kept]] = {}
+    for kept in (kept for study in studies for kept in kept_by_kind(study)):
+        if kept.kind.name == "freezeasguard":
+            groups.setdefault(kept.kind, []).append(kept)
+    rows = []
+    for kind in sorted(groups, key=lambda k: (GRANULARITIES.index(k.granularity), k.rho, k.illegal_weight)):
+        row = [f"{kind.granularity}s", f"{kind.rho:g}", f"{kind.illegal_weight:g}"]
+        for measure in MEASURES:
+            illegal, legal = (float(np.mean([k.kept[measure, side] for k in groups[kind]])) for side in SIDES)
+            row += [
+                share_text(illegal),
+                share_text(legal),
+                "-" if math.isnan(legal - illegal) else f"{legal - illegal:+.2f}",
+            ]
+        rows.append(row)
     return header, rows
 
 
@@ -241,6 +264,10 @@ def write_study_report(params: Params, table: str, reports: Path) -> list[Path]:
             notes = _notes(with_masks, params.rho)
             written.append(write_table(out / "masks", f"Study of masks: {table}", header, rows, notes))
             curve_figure(with_masks, params.rho, out / "curves.png")
+            header, rows = curve_rows(with_masks)
+            if len(rows) > len(GRANULARITIES):
+                title = f"Learned masks over rho and the illegal weight: {table}"
+                written.append(write_table(out / "curves", title, header, rows, notes[:3]))
         header, rows = baseline_rows(studies)
         if rows:
             notes = [
