@@ -111,6 +111,20 @@ def kept_by_kind(study: Mapping[str, Any]) -> list[Kept]:
     return found
 
 
+def grouped_by_kind(studies: Sequence[Mapping[str, Any]]) -> dict[Kind, list[Kept]]:
+    """What each study says of a kind of mask, kinds in the order of their first row."""
+    groups: dict[Kind, list[Kept]] = {}
+    for kept in (kept for study in studies for kept in kept_by_kind(study)):
+        groups.setdefault(kept.kind, []).append(kept)
+    return groups
+
+
+def mean_kept(ones: Sequence[Kept], measure: str) -> tuple[float, float]:
+    """The shares that the illegal and the legal side keep, means over studies."""
+    illegal, legal = (float(np.mean([one.kept[measure, side] for one in ones])) for side in SIDES)
+    return illegal, legal
+
+
 def student_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float, float]:
     """Mean with Student's interval over independent repetitions; infinite for fewer than two."""
     from scipy.stats import t
@@ -126,16 +140,13 @@ def _headline(kind: Kind, rho: float) -> bool:
     return not kind.setting and kind.rho == rho and kind.illegal_weight in (None, 0.5)
 
 
-def share_text(kept: float) -> str:
-    return "-" if math.isnan(kept) else f"{kept:.2f}"
+def share_text(share: float, spec: str = ".2f") -> str:
+    return "-" if math.isnan(share) else f"{share:{spec}}"
 
 
 def study_table(studies: Sequence[Mapping[str, Any]], rho: float) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one domain: a row a kind of mask at the headline rho and even weights."""
-    groups: dict[Kind, list[Kept]] = {}
-    for kept in (kept for study in studies for kept in kept_by_kind(study)):
-        if _headline(kept.kind, rho):
-            groups.setdefault(kept.kind, []).append(kept)
+    groups = {kind: ones for kind, ones in grouped_by_kind(studies).items() if _headline(kind, rho)}
 
     def place(kind: Kind) -> tuple[int, str, int]:
         known = ORDER.index(kind.name) if kind.name in ORDER else len(ORDER)
@@ -152,13 +163,8 @@ def study_table(studies: Sequence[Mapping[str, Any]], rho: float) -> tuple[list[
         row = [kind.name, f"{kind.granularity}s", frozen, size, str(len(ones))]
         for measure in MEASURES:
             gap, low, high = student_interval([k.gap(measure) for k in ones])
-            means = [float(np.mean([k.kept[measure, side] for k in ones])) for side in SIDES]
-            row += [share_text(mean) for mean in means]
-            row.append(
-                "-"
-                if math.isnan(gap)
-                else f"{gap:+.3f}" + (f" [{low:+.3f}, {high:+.3f}]" if math.isfinite(low) else "")
-            )
+            row += [share_text(mean) for mean in mean_kept(ones, measure)]
+            row.append(share_text(gap, "+.3f") + (f" [{low:+.3f}, {high:+.3f}]" if math.isfinite(low) else ""))
         rows.append(row)
     return header, rows
 
@@ -181,20 +187,13 @@ def curve_rows(studies: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
     """The points of `curve_figure`: the learned masks at every ratio and weight, means over the studies."""
     header = ["Of", "rho", "Illegal weight"]
     header += [f"{side} ({measure})" for measure in MEASURES for side in ("Kept illegal", "legal", "gap")]
-    groups: dict[Kind, list[Kept]] = {}
-    for kept in (kept for study in studies for kept in kept_by_kind(study)):
-        if kept.kind.name == "freezeasguard":
-            groups.setdefault(kept.kind, []).append(kept)
+    groups = {kind: ones for kind, ones in grouped_by_kind(studies).items() if kind.name == "freezeasguard"}
     rows = []
     for kind in sorted(groups, key=lambda k: (GRANULARITIES.index(k.granularity), k.rho, k.illegal_weight)):
         row = [f"{kind.granularity}s", f"{kind.rho:g}", f"{kind.illegal_weight:g}"]
         for measure in MEASURES:
-            illegal, legal = (float(np.mean([k.kept[measure, side] for k in groups[kind]])) for side in SIDES)
-            row += [
-                share_text(illegal),
-                share_text(legal),
-                "-" if math.isnan(legal - illegal) else f"{legal - illegal:+.2f}",
-            ]
+            illegal, legal = mean_kept(groups[kind], measure)
+            row += [share_text(illegal), share_text(legal), share_text(legal - illegal, "+.2f")]
         rows.append(row)
     return header, rows
 
@@ -203,12 +202,7 @@ def curve_figure(studies: Sequence[Mapping[str, Any]], rho: float, path: Path) -
     """Kept on the legal side over kept on the illegal side: above the diagonal is a real gap."""
     plt = matplotlib_pyplot()
     figure, axis = plt.subplots(figsize=(5.2, 4.6))
-    all_kept = [kept for study in studies for kept in kept_by_kind(study)]
-    points: dict[Kind, tuple[float, float]] = {}
-    for kind in dict.fromkeys(kept.kind for kept in all_kept):
-        mine = [kept.kept for kept in all_kept if kept.kind == kind]
-        illegal, legal = (float(np.mean([kept["loss", side] for kept in mine])) for side in SIDES)
-        points[kind] = illegal, legal
+    points = {kind: mean_kept(ones, "loss") for kind, ones in grouped_by_kind(studies).items()}
     for granularity, color in {"tensor": "#0072b2", "row": "#d55e00", "element": "#009e73"}.items():
         learned = [k for k in points if k.name == "freezeasguard" and k.granularity == granularity]
         lines = {
