@@ -69,9 +69,7 @@ def test_pairing_takes_out_what_the_arms_share() -> None:
     rng = np.random.default_rng(2)
     values = synthetic(rng, 0.8)
     found = paired_differences(values, [("a", "b")], resamples(400, rng))[("a", "b")]
-    alone = bootstrap_interval(
-        lambda rows: float(values["a"][rows].mean()), (CLASSES, PROMPTS), n_resamples=400, rng=rng
-    )
+    alone = bootstrap_interval(lambda rows: float(values["a"][rows].mean()), len(CLASSES), resamples(400, rng))
     assert found.interval.value == pytest.approx(values["a"].mean() - values["b"].mean())
     assert found.interval.high - found.interval.low < 0.7 * (alone.high - alone.low)
     assert found.p == pytest.approx(2 / 401) and found.p_holm == found.p

@@ -20,7 +20,8 @@ def test_coverage_of_a_known_mean() -> None:
     hits, naive_hits, repetitions = 0, 0, 200
     for _ in range(repetitions):
         values, classes = clustered(rng, n_classes=24, n_rows=4, class_std=1.5)
-        interval = bootstrap_interval(lambda rows: values[rows].mean(), [classes], n_resamples=120, rng=rng)  # noqa: B023
+        resamples = resample_clusters([classes], 120, rng)
+        interval = bootstrap_interval(lambda rows: values[rows].mean(), len(values), resamples)  # noqa: B023
         assert interval.value == values.mean()
         hits += interval.low <= 3 <= interval.high
         error = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
@@ -34,7 +35,8 @@ def test_class_effects_widen_the_interval_only_where_the_classes_are_known() -> 
     values, classes = clustered(rng, n_classes=20, n_rows=20, class_std=2.0)
 
     def width(labels: np.ndarray) -> float:
-        interval = bootstrap_interval(lambda rows: values[rows].mean(), [labels], n_resamples=200, rng=rng)
+        resamples = resample_clusters([labels], 200, rng)
+        interval = bootstrap_interval(lambda rows: values[rows].mean(), len(values), resamples)
         return interval.high - interval.low
 
     naive = width(np.arange(len(values)))
@@ -46,9 +48,8 @@ def test_class_effects_widen_the_interval_only_where_the_classes_are_known() -> 
 def test_the_level_is_the_share_of_resamples(level: float) -> None:
     rng = np.random.default_rng(2)
     values = rng.normal(size=200)
-    interval = bootstrap_interval(
-        lambda rows: values[rows].mean(), [np.arange(200)], n_resamples=300, rng=rng, level=level
-    )
+    resamples = resample_clusters([np.arange(200)], 300, rng)
+    interval = bootstrap_interval(lambda rows: values[rows].mean(), 200, resamples, level=level)
     half = {0.5: 0.674, 0.95: 1.96}[level] * values.std() / np.sqrt(200)
     assert interval.high - interval.low == pytest.approx(2 * half, rel=0.2)
     assert interval.low < interval.value < interval.high
@@ -99,7 +100,7 @@ def test_one_seed_gives_one_interval() -> None:
 
     def interval(seed: int) -> object:
         rng = np.random.default_rng(seed)
-        return bootstrap_interval(lambda rows: values[rows].mean(), [classes], n_resamples=30, rng=rng)
+        return bootstrap_interval(lambda rows: values[rows].mean(), len(values), resample_clusters([classes], 30, rng))
 
     assert interval(0) == interval(0)
     assert interval(0) != interval(1)
@@ -116,10 +117,10 @@ def test_a_frechet_distance_lies_within_its_interval() -> None:
     value = distance(np.arange(30))
     resampled = [distance(rows) for rows in resample_clusters([np.arange(30)], 40, rng)]
     assert min(resampled) > value
-    interval = bootstrap_interval(distance, [np.arange(30)], n_resamples=40, rng=rng)
+    interval = bootstrap_interval(distance, 30, resample_clusters([np.arange(30)], 40, rng))
     assert interval.low < interval.value == value < interval.high
 
 
 def test_no_rows_is_an_error() -> None:
     with pytest.raises(FreezeAsGuardError, match="no rows"):
-        bootstrap_interval(lambda rows: 0.0, [[]], n_resamples=5, rng=np.random.default_rng(0))
+        bootstrap_interval(lambda rows: 0.0, 0, [])

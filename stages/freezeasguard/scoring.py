@@ -24,7 +24,7 @@ from freezeasguard.metrics.frechet import frechet_distance, frechet_of_rows
 from freezeasguard.metrics.inception import kernel_distance
 from freezeasguard.metrics.recogniser import PRESENCE_THRESHOLD, Recogniser, auc, identity_distance, pair_auc
 from freezeasguard.scores import SCORES
-from freezeasguard.statistics import Interval, interval_over, resample_clusters
+from freezeasguard.statistics import Interval, bootstrap_interval, resample_clusters
 
 Features = dict[str, Tensor]
 """What one extractor gives, a row an image: `embedding` and `found`, or `score`, or `features`."""
@@ -299,7 +299,7 @@ def summarise(
         if kind.rule == "kernel":
             interval = _kernel_interval(scored, real, kind.extractor, config, np.random.default_rng(seed))
         else:
-            interval = interval_over(_statistic(scored, real, name), n, resamples)
+            interval = bootstrap_interval(_statistic(scored, real, name), n, resamples)
         found = scored.table.get(f"found_{name}")
         missing = 0 if found is None else int((~found).sum())
         scores[name] = asdict(

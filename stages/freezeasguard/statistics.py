@@ -46,30 +46,18 @@ def resample_clusters(
 
 
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray], float],
-    clusters: Sequence[Sequence[Any]],
-    *,
-    n_resamples: int,
-    rng: np.random.Generator,
-    level: float = 0.95,
+    statistic: Callable[[np.ndarray], float], n: int, resamples: Iterable[np.ndarray], *, level: float = 0.95
 ) -> Interval:
-    """The statistic of all rows with its clustered bootstrap interval.
+    """The statistic of all n rows with its clustered bootstrap interval.
 
     Args:
         statistic: from row indices to a number.
-        clusters: see `resample_clusters`.
+        resamples: of those rows, from `resample_clusters`; several statistics may share them.
     Returns:
         value +- the spread of the resamples about their own median. For a mean this is the percentile
         interval to first order; a Fréchet distance is larger on any resample than on its sample (repeated
         rows shrink the spread), and centring takes that bias out.
     """
-    return interval_over(statistic, len(clusters[0]), resample_clusters(clusters, n_resamples, rng), level=level)
-
-
-def interval_over(
-    statistic: Callable[[np.ndarray], float], n: int, resamples: Iterable[np.ndarray], *, level: float = 0.95
-) -> Interval:
-    """`bootstrap_interval` of n rows over resamples that several statistics may share."""
     if n == 0:
         raise FreezeAsGuardError("no rows to compute a score on")
     value = float(statistic(np.arange(n)))
