@@ -1,8 +1,8 @@
 """The illegal and the legal user fine-tune the model of one arm."""
 
-from freezeasguard.adapt import adapt_cell
-from freezeasguard.data.latents import CaseData
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.models.latents import CaseData
+from freezeasguard.users.adapt import adapt_cell
 
 
 def main(case: str, arm: str) -> None:

@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from freezeasguard.data.captioning import CaptionConfig, caption_images, name_only, read_edits
+from freezeasguard.commands import DATA, load, run
+from freezeasguard.data.caption import CaptionConfig, caption_images, name_only, read_edits
 from freezeasguard.data.manifest import read_manifest
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.stage import DATA, load, run
 
 
 def main(domain: str) -> None:

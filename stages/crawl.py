@@ -1,7 +1,7 @@
 """Collect a domain's images, cleaned, with a manifest of source, licence and hash."""
 
-from freezeasguard.data.sources import collect
-from freezeasguard.stage import DATA, load, run
+from freezeasguard.commands import DATA, load, run
+from freezeasguard.data.collect import collect
 
 
 def main(domain: str) -> None:

@@ -1,7 +1,7 @@
 """Latents and text embeddings of a case, once for every trainer."""
 
-from freezeasguard.encode import encode_case
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.models.encode import encode_case
 
 
 def main(case: str) -> None:

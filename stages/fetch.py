@@ -1,8 +1,8 @@
 """Bring a model here at its pinned revision, and say by hashes which weights it has."""
 
+from freezeasguard.commands import DATA, load, model_folder, run
 from freezeasguard.files import write_json
-from freezeasguard.models import check_model_folder, fetch_model, weight_hashes
-from freezeasguard.stage import DATA, load, model_folder, run
+from freezeasguard.models.fetch import check_model_folder, fetch_model, weight_hashes
 
 
 def main(model: str) -> None:

@@ -1,7 +1,7 @@
 """Draw the masks over the tensors, the loss curves, and the sample grid."""
 
-from freezeasguard.plots import write_figures
-from freezeasguard.stage import DATA, REPORTS, load, model_path, run
+from freezeasguard.commands import DATA, REPORTS, load, model_path, run
+from freezeasguard.reports.figures import write_figures
 
 
 def main() -> None:

@@ -2,11 +2,12 @@
 
 import pandas as pd
 
-from freezeasguard.data.latents import SIDES, CaseData
+from freezeasguard.commands import DATA, load, model_path, run
 from freezeasguard.files import folder_atomically
-from freezeasguard.generate import generate_side, prompt_table
-from freezeasguard.masks.protected import load_adapted
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.models.generate import generate_side, prompt_table
+from freezeasguard.models.latents import CaseData
+from freezeasguard.models.protected import load_adapted
+from freezeasguard.sides import SIDES
 from freezeasguard.workers import resolve_device, run_side_by_side
 
 

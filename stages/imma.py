@@ -1,8 +1,8 @@
 """IMMA: immunise the attention projections against the illegal side's fine-tuning."""
 
-from freezeasguard.data.latents import CaseData
-from freezeasguard.protect_baselines import protect_by_imma
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.models.latents import CaseData
+from freezeasguard.protections.rivals import protect_by_imma
 
 
 def main(case: str, arm: str = "imma") -> None:

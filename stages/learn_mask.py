@@ -1,9 +1,9 @@
 """FreezeAsGuard: learn which tensors to freeze (paper, Algorithm 1)."""
 
-from freezeasguard.config import arm_granularity
-from freezeasguard.data.latents import CaseData
-from freezeasguard.protect import CONTROLS, protect_by_mask
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.models.latents import CaseData
+from freezeasguard.protections.freezeasguard import CONTROLS, protect_by_mask
+from freezeasguard.settings.params import arm_granularity
 
 
 def main(case: str, arm: str = "freezeasguard") -> None:

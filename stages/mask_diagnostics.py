@@ -1,7 +1,7 @@
 """What every learned mask is made of: its signal, its saturation, and whom it agrees with."""
 
-from freezeasguard.mask_report import write_mask_report
-from freezeasguard.stage import DATA, REPORTS, load, run
+from freezeasguard.commands import DATA, REPORTS, load, run
+from freezeasguard.reports.masks import write_mask_report
 
 
 def main() -> None:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from freezeasguard.commands import DATA, SCORERS, run
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.miniature.gates import format_gates, write_gates
 from freezeasguard.miniature.measure import measure_gates
 from freezeasguard.miniature.recipe import assemble, run_recipe
-from freezeasguard.stage import DATA, SCORERS, run
 
 
 def main(work: Path = DATA / "pretrain", model: Path = DATA / "models" / "tiny-1.5", scorers: Path = SCORERS) -> None:

@@ -1,8 +1,8 @@
 """Random-rho and the other masks that no learning made: freeze blindly, or by a rule of thumb."""
 
-from freezeasguard.diffusion import stored_tensors
-from freezeasguard.protect_blind import protect_blindly
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.models.diffusion import stored_tensors
+from freezeasguard.protections.blind import protect_blindly
 
 
 def main(case: str, arm: str = "random") -> None:

@@ -2,10 +2,10 @@
 
 from safetensors.torch import save_file
 
-from freezeasguard.data.latents import CaseData
+from freezeasguard.commands import DATA, REPORTS, SCORERS, load, run
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.scoring import Extractors, Reference, calibration
-from freezeasguard.stage import DATA, REPORTS, SCORERS, load, run
+from freezeasguard.models.latents import CaseData
+from freezeasguard.scores.scoring import Extractors, Reference, calibration
 
 
 def main(case: str) -> None:

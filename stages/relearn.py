@@ -1,8 +1,8 @@
 """Fine-tune the plain model fully on the mask-learning halves: theta_ft of Algorithm 1."""
 
-from freezeasguard.adapt import relearn_case
-from freezeasguard.data.latents import CaseData
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.models.latents import CaseData
+from freezeasguard.users.adapt import relearn_case
 
 
 def main(case: str) -> None:

@@ -1,7 +1,7 @@
 """One page with the tables, the figures and the mask's diagnostics."""
 
-from freezeasguard.report import write_report
-from freezeasguard.stage import DATA, REPORTS, load, run
+from freezeasguard.commands import DATA, REPORTS, load, run
+from freezeasguard.reports.report import write_report
 
 
 def main() -> None:

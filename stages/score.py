@@ -6,11 +6,12 @@ import pandas as pd
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from freezeasguard.data.latents import SIDES, CaseData
+from freezeasguard.commands import DATA, REPORTS, SCORERS, load, run
 from freezeasguard.files import folder_atomically, read_json, write_json
-from freezeasguard.scores import SCORES
-from freezeasguard.scoring import Extractors, Reference, compare_arms, kept_losses, score_arm, score_images
-from freezeasguard.stage import DATA, REPORTS, SCORERS, load, run
+from freezeasguard.models.latents import CaseData
+from freezeasguard.scores.registry import SCORES
+from freezeasguard.scores.scoring import Extractors, Reference, compare_arms, kept_losses, score_arm, score_images
+from freezeasguard.sides import SIDES
 
 
 def main(case: str) -> None:

@@ -3,9 +3,9 @@
 import pandas as pd
 from PIL import Image
 
+from freezeasguard.commands import DATA, load, run
 from freezeasguard.data.split import perceptual_hashes, split
 from freezeasguard.files import folder_atomically
-from freezeasguard.stage import DATA, load, run
 
 
 def main(domain: str) -> None:

@@ -2,10 +2,10 @@
 
 import shutil
 
-from freezeasguard.adapt import CHECKPOINTS
+from freezeasguard.commands import DATA, REPORTS, SCORERS, load, model_path, run
 from freezeasguard.files import fingerprint
-from freezeasguard.stage import DATA, REPORTS, SCORERS, load, model_path, run
 from freezeasguard.study import run_study
+from freezeasguard.users.adapt import CHECKPOINTS
 
 
 def main(name: str) -> None:

@@ -1,7 +1,7 @@
 """Render the studies that one table is made of: masks and controls, curves, the baselines' settings."""
 
+from freezeasguard.commands import REPORTS, load, run
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.stage import REPORTS, load, run
 from freezeasguard.study_report import write_study_report
 
 

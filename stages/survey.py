@@ -1,10 +1,10 @@
 """Counts of a domain's images - in, out and why - with Figure 15 and a contact sheet."""
 
+from freezeasguard.commands import DATA, REPORTS, load, run
 from freezeasguard.data.manifest import read_manifest
 from freezeasguard.data.split import read_split
 from freezeasguard.files import write_json
-from freezeasguard.stage import DATA, REPORTS, load, run
-from freezeasguard.survey import class_figure, contact_sheet, count_images
+from freezeasguard.reports.survey import class_figure, contact_sheet, count_images
 
 
 def main(domain: str) -> None:

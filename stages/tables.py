@@ -1,7 +1,7 @@
 """Render the paper's tables: our values with intervals, the paper's beside them."""
 
-from freezeasguard.stage import REPORTS, load, run
-from freezeasguard.tables import write_tables
+from freezeasguard.commands import REPORTS, load, run
+from freezeasguard.reports.tables import write_tables
 
 
 def main() -> None:

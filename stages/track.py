@@ -1,7 +1,7 @@
 """Mirror every cell into MLflow, one run a cell; a cell that is there already is left alone."""
 
-from freezeasguard.stage import DATA, REPORTS, load, run
-from freezeasguard.tracking import track_cells
+from freezeasguard.commands import DATA, REPORTS, load, run
+from freezeasguard.reports.track import track_cells
 
 
 def main() -> None:

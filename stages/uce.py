@@ -1,8 +1,8 @@
 """UCE: erase the illegal concepts from the cross-attention, in closed form."""
 
-from freezeasguard.data.latents import CaseData
-from freezeasguard.protect_baselines import protect_by_uce
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.models.latents import CaseData
+from freezeasguard.protections.rivals import protect_by_uce
 
 
 def main(case: str, arm: str = "uce") -> None:

@@ -1,8 +1,8 @@
 """The model that nothing protects: where full fine-tuning starts, and the pre-trained arm stays."""
 
-from freezeasguard.diffusion import stored_tensors
-from freezeasguard.protect_blind import protect_nothing
-from freezeasguard.stage import DATA, load, model_path, run
+from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.models.diffusion import stored_tensors
+from freezeasguard.protections.blind import protect_nothing
 
 
 def main(case: str) -> None:

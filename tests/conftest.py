@@ -11,8 +11,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from freezeasguard.data.latents import SIDES, LatentSet
-from freezeasguard.diffusion import NoiseSchedule
+from freezeasguard.models.diffusion import NoiseSchedule
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.sides import SIDES
 
 torch.set_num_threads(1)
 

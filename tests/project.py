@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from freezeasguard.config import write_profile
+from freezeasguard.settings.params import write_profile
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from freezeasguard import adapt
-from freezeasguard.data.latents import LatentSet
-from freezeasguard.diffusion import load_unet, stored_tensors
-from freezeasguard.masks.protected import Protected, write_for
-from freezeasguard.training import FinetuneConfig
+from freezeasguard.models.diffusion import load_unet, stored_tensors
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.models.protected import Protected, write_for
+from freezeasguard.users import adapt
+from freezeasguard.users.training import FinetuneConfig
 
 MODEL = Path(__file__).parent.parent / "data/models/tiny-1.5"
 EDITED = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from freezeasguard.config import Params, parse_params, profile_text
-from freezeasguard.data.latents import CaseData
-from freezeasguard.diffusion import encode_text, load_text, load_unet, tokenize
-from freezeasguard.masks.protected import read_protected
-from freezeasguard.protect_baselines import protect_by_imma, protect_by_uce
+from freezeasguard.models.diffusion import encode_text, load_text, load_unet, tokenize
+from freezeasguard.models.latents import CaseData
+from freezeasguard.models.protected import read_protected
+from freezeasguard.protections.rivals import protect_by_imma, protect_by_uce
+from freezeasguard.settings.params import Params, parse_params, profile_text
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 SUBJECTS = {"illegal": "Fito Bakago", "legal": "Nita Rodoga"}

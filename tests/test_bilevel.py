@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser, random_latents, sd_schedule
-from freezeasguard import simulated_user
-from freezeasguard.bilevel import (
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.masks import simulated_user
+from freezeasguard.masks.bilevel import (
     GradientStream,
     LearnedMask,
     MaskConfig,
@@ -23,14 +24,14 @@ from freezeasguard.bilevel import (
     learn_without_signal,
     side_weights,
 )
-from freezeasguard.config import MASK_PRESETS
-from freezeasguard.data.latents import SIDES, LatentSet
-from freezeasguard.diffusion import NoiseSchedule, denoising_loss, draw_noise
-from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.granularity import split_units
 from freezeasguard.masks.mask import hard_mask, logit_gradients
-from freezeasguard.masks.protected_file import overlap
-from freezeasguard.training import Batch, draw_batch
+from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, draw_noise
+from freezeasguard.models.granularity import split_units
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.models.protected_file import overlap
+from freezeasguard.settings.params import MASK_PRESETS
+from freezeasguard.sides import SIDES
+from freezeasguard.users.training import Batch, draw_batch
 
 Weights = dict[str, Tensor]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from freezeasguard.data.captioning import (
+from freezeasguard.data.caption import (
     Blip2Captioner,
     CaptionConfig,
     Completion,

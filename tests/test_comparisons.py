@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freezeasguard.comparisons import holm, paired_differences
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.statistics import bootstrap_interval, resample_clusters
+from freezeasguard.scores.comparisons import holm, paired_differences
+from freezeasguard.scores.statistics import bootstrap_interval, resample_clusters
 
 CLASSES = np.repeat(np.arange(12), 6)
 PROMPTS = np.repeat(np.arange(36), 2)

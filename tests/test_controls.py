@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import ToyDenoiser
-from freezeasguard import adapt
-from freezeasguard.baselines.heuristics import KINDS, RULES, heuristic_frozen, is_of_kind, largest_tensors
-from freezeasguard.baselines.random_freezing import random_frozen, random_frozen_by_parameters, random_frozen_units
-from freezeasguard.data.latents import LatentSet
-from freezeasguard.diffusion import load_unet, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.granularity import n_units, normal_form, spread_over_weights
-from freezeasguard.masks.protected import read_protected, tensor_shapes
-from freezeasguard.protect_blind import protect_randomly
-from freezeasguard.training import FinetuneConfig
+from freezeasguard.models.diffusion import load_unet, named_tensors
+from freezeasguard.models.granularity import n_units, normal_form, spread_over_weights
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.models.protected import read_protected, tensor_shapes
+from freezeasguard.protections.blind import protect_randomly
+from freezeasguard.protections.heuristics import KINDS, RULES, heuristic_frozen, is_of_kind, largest_tensors
+from freezeasguard.protections.random_freezing import random_frozen, random_frozen_by_parameters, random_frozen_units
+from freezeasguard.users import adapt
+from freezeasguard.users.training import FinetuneConfig
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 RHOS = (0.0, 0.013, 0.3, 0.5, 1.0)

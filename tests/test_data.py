@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from freezeasguard.config import Domain
-from freezeasguard.data.figures import famous_figures, other_figures
-from freezeasguard.data.sources import collect
+from freezeasguard.data.collect import collect
+from freezeasguard.data.drawn_people import famous_figures, other_figures
 from freezeasguard.data.split import assign_sides, n_mask_learning, perceptual_hashes, split
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Domain
 
 
 def test_pretraining_figures_are_others() -> None:

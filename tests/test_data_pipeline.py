@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from freezeasguard.config import update_params
+from freezeasguard.settings.params import update_params
 from loopback import jpeg, serve
 from project import copy_project, repro, run
 from test_sources import zipped
@@ -130,9 +130,9 @@ def test_new_case_is_added_checked_and_encoded(project: Path) -> None:
 def test_explicit_material_is_opt_in_and_blurred(project: Path) -> None:
     from PIL import Image
 
-    from freezeasguard.config import parse_params
     from freezeasguard.errors import FreezeAsGuardError
-    from freezeasguard.survey import contact_sheet
+    from freezeasguard.reports.survey import contact_sheet
+    from freezeasguard.settings.params import parse_params
 
     values = yaml.safe_load((project / "params.yaml").read_text())
     values["domains"]["portraits"]["explicit"] = True

@@ -14,19 +14,20 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from freezeasguard.bilevel import LearnedMask, MaskHistory
-from freezeasguard.config import Params, parse_params, profile_text
-from freezeasguard.data.latents import SIDES, CaseData
-from freezeasguard.diagnostics import (
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.masks.bilevel import LearnedMask, MaskHistory
+from freezeasguard.masks.diagnostics import (
     mask_diagnostics,
     overlap_of_units,
     rank_correlation,
     significant,
 )
-from freezeasguard.diffusion import load_unet, named_tensors
-from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.protected import Protected, read_protected
-from freezeasguard.protect import protect_by_mask
+from freezeasguard.models.diffusion import load_unet, named_tensors
+from freezeasguard.models.latents import CaseData
+from freezeasguard.models.protected import Protected, read_protected
+from freezeasguard.protections.freezeasguard import protect_by_mask
+from freezeasguard.settings.params import Params, parse_params, profile_text
+from freezeasguard.sides import SIDES
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 SHAPES = {"conv_in.bias": (2,), "down_blocks.0.w": (2, 2), "down_blocks.0.z": (1, 3), "mid_block.w": (2, 1)}
@@ -156,6 +157,6 @@ def test_an_unknown_control_is_refused(data: CaseData, tmp_path: Path) -> None:
 
 
 def test_a_masks_fields_are_those_of_the_learner() -> None:
-    from freezeasguard.bilevel import MaskConfig
+    from freezeasguard.masks.bilevel import MaskConfig
 
     assert {f.name for f in dataclasses.fields(MaskConfig)} == params().mask.settings().keys()

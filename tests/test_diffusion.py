@@ -9,8 +9,8 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from conftest import ToyDenoiser, random_latents, sd_schedule
-from freezeasguard.diffusion import NoiseSchedule, check_model_folder, denoising_loss, draw_noise
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.diffusion import NoiseSchedule, check_model_folder, denoising_loss, draw_noise
 
 
 def batch(n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, ImageColor
 from transformers import CLIPTokenizer
 
-from freezeasguard.config import Domain
 from freezeasguard.data import illustrators, logos, orl
+from freezeasguard.data.collect import SOURCES, Item, collect
 from freezeasguard.data.colors import color_name
-from freezeasguard.data.figures import BACKGROUNDS, SKINS, famous_figures, other_figures, style_definition
-from freezeasguard.data.sources import SOURCES, Item, collect
+from freezeasguard.data.drawn_people import BACKGROUNDS, SKINS, famous_figures, other_figures, style_definition
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Domain
 
 ROOT = Path(__file__).parent.parent
 EMBEDDED = ["embedded-illustrators", "embedded-explicit", "embedded-orl"]

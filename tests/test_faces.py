@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from freezeasguard.config import Clean
 from freezeasguard.data import orl
 from freezeasguard.data.clean import Cleaner, FaceDetector
+from freezeasguard.settings.params import Clean
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pandas as pd
 import torch
 import yaml
 
-from freezeasguard.config import Generate, load_params, profile_text
-from freezeasguard.data.latents import CaseData
-from freezeasguard.generate import prompt_table
+from freezeasguard.models.generate import prompt_table
+from freezeasguard.models.latents import CaseData
+from freezeasguard.models.sampling import image_seed
 from freezeasguard.new_case import add_case
-from freezeasguard.sampling import image_seed
+from freezeasguard.settings.params import Generate, load_params, profile_text
 
 CONFIG = Generate(
     steps=2, guidance_scale=2, prompts_per_side=2, held_out_prompts_per_side=1, images_per_prompt=2, batch_size=2

@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser, random_latents
-from freezeasguard.data.latents import LatentSet
-from freezeasguard.diffusion import NoiseSchedule, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.freezing import Frozen
-from freezeasguard.masks.granularity import (
+from freezeasguard.models.diffusion import NoiseSchedule, named_tensors
+from freezeasguard.models.freezing import Frozen
+from freezeasguard.models.granularity import (
     check_units,
     mask_counts,
     mask_digest,
@@ -29,8 +28,9 @@ from freezeasguard.masks.granularity import (
     spread_over_weights,
     unpack_bits,
 )
-from freezeasguard.masks.protected import Protected, freeze_for_training
-from freezeasguard.training import Checkpoint, FinetuneConfig, drawn_loss, finetune
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.models.protected import Protected, freeze_for_training
+from freezeasguard.users.training import Checkpoint, FinetuneConfig, drawn_loss, finetune
 
 CONFIG = FinetuneConfig(steps=5, batch_size=3, lr=1e-2, weight_decay=0.3, checkpoint_steps=2)
 PARTS = ("row", "element")

@@ -11,9 +11,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from conftest import random_latents
-from freezeasguard.baselines.imma import IMMAConfig, defended_names, immunise
-from freezeasguard.data.latents import LatentSet
-from freezeasguard.diffusion import (
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.miniature.gates_figures import drawn_figures, latent_set
+from freezeasguard.models.diffusion import (
     NoiseSchedule,
     denoising_loss,
     draw_noise,
@@ -21,10 +21,10 @@ from freezeasguard.diffusion import (
     load_unet,
     named_tensors,
 )
-from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.protected import load_tensors
-from freezeasguard.miniature.gates_figures import drawn_figures, latent_set
-from freezeasguard.training import FinetuneConfig, finetune
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.models.protected import load_tensors
+from freezeasguard.protections.imma import IMMAConfig, defended_names, immunise
+from freezeasguard.users.training import FinetuneConfig, finetune
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 CONFIG = IMMAConfig(steps=3, batch_size=4, inner_lr=1e-3, outer_lr=1e-3)

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from freezeasguard.config import write_profile
-from freezeasguard.diffusion import stored_tensors
-from freezeasguard.protect_blind import protect_nothing
+from freezeasguard.models.diffusion import stored_tensors
+from freezeasguard.protections.blind import protect_nothing
+from freezeasguard.settings.params import write_profile
 
 ROOT = Path(__file__).parent.parent
 

@@ -7,11 +7,12 @@ import resource
 import pytest
 import torch
 
-from freezeasguard.bilevel import MaskConfig, MaskLearner
-from freezeasguard.config import MASK_PRESETS
-from freezeasguard.data.latents import SIDES, LatentSet
-from freezeasguard.diffusion import NoiseSchedule
-from freezeasguard.training import FinetuneConfig, finetune
+from freezeasguard.masks.bilevel import MaskConfig, MaskLearner
+from freezeasguard.models.diffusion import NoiseSchedule
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.settings.params import MASK_PRESETS
+from freezeasguard.sides import SIDES
+from freezeasguard.users.training import FinetuneConfig, finetune
 
 pytestmark = pytest.mark.large
 

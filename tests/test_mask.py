@@ -8,20 +8,18 @@ from torch import Tensor
 from torch.func import functional_call
 
 from conftest import ToyDenoiser, random_latents, sd_schedule
-from freezeasguard.diffusion import denoising_loss, draw_noise
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.mask import (
-    check_freeze_ratio,
-    check_names,
     hard_mask,
     logit_gradients,
     mask_slope,
-    n_frozen,
     project_to_ratio,
     soft_mask,
     sparsity_gradient,
 )
-from freezeasguard.masks.protected_file import overlap
+from freezeasguard.models.diffusion import denoising_loss, draw_noise
+from freezeasguard.models.granularity import check_freeze_ratio, check_names, n_frozen
+from freezeasguard.models.protected_file import overlap
 
 seeds = st.integers(0, 2**31)
 temperatures = st.floats(0.05, 2.0)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from freezeasguard.diffusion import load_unet, load_vae, model_hash, named_tensors, stored_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.metrics.recogniser import Recogniser
 from freezeasguard.miniature.gates import read_gates
 from freezeasguard.miniature.gates_figures import figure_gates
+from freezeasguard.models.diffusion import load_unet, load_vae, model_hash, named_tensors, stored_tensors
+from freezeasguard.scores.networks.recogniser import Recogniser
 
 ROOT = Path(__file__).parent.parent
 MODEL, SCORERS = ROOT / "data/models/tiny-1.5", ROOT / "data/models/scorers"
@@ -94,7 +94,7 @@ def test_stored_tensors_that_cannot_be_read_are_told(tmp_path: Path) -> None:
 def test_blind_stages_load_no_network_library() -> None:
     code = (
         "import sys; from pathlib import Path; from stages import random_freeze, unprotected; "
-        f"from freezeasguard.diffusion import stored_tensors; stored_tensors(Path({str(MODEL)!r})); "
+        f"from freezeasguard.models.diffusion import stored_tensors; stored_tensors(Path({str(MODEL)!r})); "
         "print([m for m in ('diffusers', 'transformers', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

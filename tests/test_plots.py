@@ -8,8 +8,8 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from freezeasguard.config import parse_params, profile_text
-from freezeasguard.plots import sample_grid
+from freezeasguard.reports.figures import sample_grid
+from freezeasguard.settings.params import parse_params, profile_text
 
 LEFT, TOP, TILE, GAP = 165, 44, 96, 10
 

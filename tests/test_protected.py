@@ -14,17 +14,17 @@ from torch import Tensor
 
 from conftest import ToyDenoiser
 from freezeasguard import files
-from freezeasguard.diffusion import model_hash, named_tensors
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks import protected
-from freezeasguard.masks.protected import (
+from freezeasguard.models import protected
+from freezeasguard.models.diffusion import model_hash, named_tensors
+from freezeasguard.models.protected import (
     Protected,
     load_tensors,
     mask_sizes,
     read_protected,
     write_protected,
 )
-from freezeasguard.masks.protected_file import read_protected_file
+from freezeasguard.models.protected_file import read_protected_file
 
 MASK = Protected("freezeasguard", frozenset({"weight", "gain"}), {}, {"rho": 0.3, "seed": 1}, {"overlap": 0.31})
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import PNDMScheduler
 
 from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser
-from freezeasguard.sampling import image_seed, sample, starting_noise
+from freezeasguard.models.sampling import image_seed, sample, starting_noise
 
 SHAPE = (CHANNELS, SIZE, SIZE)
 

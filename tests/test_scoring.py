@@ -13,16 +13,16 @@ import torch
 import yaml
 from PIL import Image
 
-from freezeasguard.comparisons import holm, paired_differences
-from freezeasguard.config import Domain, Score, parse_params, profile_text
-from freezeasguard.data.latents import CaseData
+from freezeasguard.commands import SCORERS
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.images import read_images
-from freezeasguard.metrics.efficientnet import pooled_and_statistics
-from freezeasguard.metrics.frechet import frechet_distance
-from freezeasguard.metrics.style import StyleFeatures
-from freezeasguard.scores import EMBEDDED_SCORES, SCORES
-from freezeasguard.scoring import (
+from freezeasguard.models.images import read_images
+from freezeasguard.models.latents import CaseData
+from freezeasguard.scores.comparisons import holm, paired_differences
+from freezeasguard.scores.networks.efficientnet import pooled_and_statistics
+from freezeasguard.scores.networks.frechet import frechet_distance
+from freezeasguard.scores.networks.style import StyleFeatures
+from freezeasguard.scores.registry import EMBEDDED_SCORES, SCORES
+from freezeasguard.scores.scoring import (
     Extractors,
     Features,
     Reference,
@@ -35,8 +35,8 @@ from freezeasguard.scoring import (
     kept_share,
     score_arm,
 )
-from freezeasguard.stage import SCORERS
-from freezeasguard.statistics import resample_clusters
+from freezeasguard.scores.statistics import resample_clusters
+from freezeasguard.settings.params import Domain, Score, parse_params, profile_text
 
 CONFIG = Score(bootstrap_resamples=20)
 ROOT = Path(__file__).parent.parent
@@ -198,7 +198,7 @@ def test_features_do_not_depend_on_the_chunk(tmp_path: Path, monkeypatch: pytest
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
     names = ["recogniser", "style_efficientnet_lite0", "fd_efficientnet_lite0"]
     whole = extract(paths, names, extractors())
-    monkeypatch.setattr("freezeasguard.scoring.CHUNK", 2)
+    monkeypatch.setattr("freezeasguard.scores.scoring.CHUNK", 2)
     pieces = extract(paths, names, extractors())
     assert whole.keys() == pieces.keys() == {"recogniser", "efficientnet"}
     for name, features in whole.items():
@@ -219,7 +219,7 @@ def test_one_pass_of_efficientnet_serves_both_stand_ins(tmp_path: Path, monkeypa
         passes.append(len(images))
         return pooled_and_statistics(images, blocks)
 
-    monkeypatch.setattr("freezeasguard.metrics.efficientnet.pooled_and_statistics", look)
+    monkeypatch.setattr("freezeasguard.scores.networks.efficientnet.pooled_and_statistics", look)
     found = extract(paths, ["style_efficientnet_lite0", "fd_efficientnet_lite0"], extractors())["efficientnet"]
     assert passes == [3] and found.keys() == alone.keys()
     assert all(torch.equal(found[key], alone[key]) for key in alone)

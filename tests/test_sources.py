@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from freezeasguard.config import Archive, Clean, Crawl, Domain, Hub, Query
 from freezeasguard.data.clean import Cleaner, near_duplicates, perceptual_hash, square
+from freezeasguard.data.collect import collect
 from freezeasguard.data.download import DownloadLog, Limits, fetch, refuse_address, unpack_zip
-from freezeasguard.data.sources import collect
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Archive, Clean, Crawl, Domain, Hub, Query
 from loopback import jpeg, serve
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from freezeasguard.config import (
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import (
     check_cells,
     load_params,
     parse_params,
@@ -20,7 +21,6 @@ from freezeasguard.config import (
     write_cells,
     write_profile,
 )
-from freezeasguard.errors import FreezeAsGuardError
 
 ROOT = Path(__file__).parent.parent
 COMMON = {"stage.py", "errors.py", "files.py", "config.py", "models.py", "workers.py"}

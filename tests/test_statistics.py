@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.metrics.frechet import frechet_distance
-from freezeasguard.statistics import bootstrap_interval, resample_clusters
+from freezeasguard.scores.networks.frechet import frechet_distance
+from freezeasguard.scores.statistics import bootstrap_interval, resample_clusters
 
 
 def clustered(rng: np.random.Generator, n_classes: int, n_rows: int, class_std: float) -> tuple[np.ndarray, np.ndarray]:

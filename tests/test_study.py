@@ -10,10 +10,10 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from freezeasguard.config import Params, parse_params, profile_text
-from freezeasguard.data.latents import SIDES
-from freezeasguard.diffusion import stored_tensors
-from freezeasguard.masks.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.models.diffusion import stored_tensors
+from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.settings.params import Params, parse_params, profile_text
+from freezeasguard.sides import SIDES
 from freezeasguard.study import ROLES, Candidate, Workbench, data_side
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from freezeasguard.config import parse_params, profile_text
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
+from freezeasguard.settings.params import parse_params, profile_text
 from freezeasguard.study_report import (
     curve_rows,
     kept_by_kind,

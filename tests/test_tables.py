@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from freezeasguard.config import Params, parse_params, profile_text
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
-from freezeasguard.scoring import compared_arms
-from freezeasguard.tables import paper_value, paper_values, write_tables
+from freezeasguard.reports.tables import paper_value, paper_values, write_tables
+from freezeasguard.scores.scoring import compared_arms
+from freezeasguard.settings.params import Params, parse_params, profile_text
 
 GOLDEN = Path(__file__).parent / "golden"
 

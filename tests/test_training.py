@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 
 from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser, random_latents
-from freezeasguard import training
-from freezeasguard.data.latents import LatentSet
-from freezeasguard.diffusion import NoiseSchedule, denoising_loss
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.freezing import freeze
-from freezeasguard.training import Checkpoint, FinetuneConfig, changed_tensors, draw_batch, finetune, finetune_identity
+from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss
+from freezeasguard.models.freezing import freeze
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.users import training
+from freezeasguard.users.training import (
+    Checkpoint,
+    FinetuneConfig,
+    changed_tensors,
+    draw_batch,
+    finetune,
+    finetune_identity,
+)
 
 CONFIG = FinetuneConfig(steps=7, batch_size=3, lr=1e-2, checkpoint_steps=2)
 

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from freezeasguard.baselines.uce import (
+from freezeasguard.data.drawn_people import caption, draw_pose, other_figures, render_figure
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.miniature.gates_figures import generate_images
+from freezeasguard.miniature.train_vae import to_tensor
+from freezeasguard.models.diffusion import encode_text, load_text, load_unet, tokenize
+from freezeasguard.models.protected import load_tensors
+from freezeasguard.protections.uce import (
     Edit,
     UCEConfig,
     concept_edits,
@@ -19,13 +25,7 @@ from freezeasguard.baselines.uce import (
     preserved_contexts,
     uce_edit,
 )
-from freezeasguard.data.figures import caption, draw_pose, other_figures, render_figure
-from freezeasguard.diffusion import encode_text, load_text, load_unet, tokenize
-from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.protected import load_tensors
-from freezeasguard.metrics.recogniser import Recogniser, identity_distance
-from freezeasguard.miniature.gates_figures import generate_images
-from freezeasguard.miniature.train_vae import to_tensor
+from freezeasguard.scores.networks.recogniser import Recogniser, identity_distance
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 CONCEPTS = ["Fito Bakago", "Nita Rodoga", "Fata Mafasa"]

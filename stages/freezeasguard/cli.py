@@ -16,7 +16,7 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 @cli.command()
 def profile(name: Annotated[str | None, typer.Argument(help="Its name; without one, the list.")] = None) -> None:
     """Replace params.yaml, and the cells in data/cells.json, by a profile."""
-    from freezeasguard.config import profile_names, write_profile
+    from freezeasguard.settings.params import profile_names, write_profile
 
     if name is None:
         print("\n".join(profile_names()))
@@ -28,7 +28,7 @@ def profile(name: Annotated[str | None, typer.Argument(help="Its name; without o
 @cli.command()
 def cells() -> None:
     """Derive data/cells.json from the cases of params.yaml again, e.g. after editing a sweep."""
-    from freezeasguard.config import write_cells
+    from freezeasguard.settings.params import write_cells
 
     write_cells()
 
@@ -36,7 +36,7 @@ def cells() -> None:
 @cli.command()
 def check() -> None:
     """Check params.yaml and its cells, and say what it will run."""
-    from freezeasguard.config import check_cells, load_params
+    from freezeasguard.settings.params import check_cells, load_params
 
     params = load_params()
     check_cells(params)

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from freezeasguard.config import PARAMS, update_params, write_cells
-from freezeasguard.data.sources import IMAGE_SUFFIXES, slug, spoken
+from freezeasguard.data.collect import IMAGE_SUFFIXES, slug, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
+from freezeasguard.settings.params import PARAMS, update_params, write_cells
 
 LISTINGS = Path("data/cases")
 MIN_IMAGES = 10

@@ -18,21 +18,22 @@ import torch
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from freezeasguard.adapt import finetune_config, train_user
-from freezeasguard.baselines.heuristics import RULES, heuristic_frozen
-from freezeasguard.baselines.random_freezing import random_frozen_by_parameters, random_frozen_units
-from freezeasguard.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
-from freezeasguard.config import Finetuning, Params, Study
-from freezeasguard.data.latents import SIDES, CaseData, LatentSet
-from freezeasguard.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
 from freezeasguard.files import read_json, write_json
-from freezeasguard.generate import generate_side, prompt_table
-from freezeasguard.masks.granularity import GRANULARITIES
-from freezeasguard.masks.protected import Protected, mask_sizes, tensor_shapes
-from freezeasguard.protect_baselines import imma_protected, uce_protected
-from freezeasguard.scores import SCORES
-from freezeasguard.scoring import Extractors, Reference, score_images, score_value
-from freezeasguard.training import changed_tensors, fixed_noise_loss
+from freezeasguard.masks.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
+from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
+from freezeasguard.models.generate import generate_side, prompt_table
+from freezeasguard.models.granularity import GRANULARITIES
+from freezeasguard.models.latents import CaseData, LatentSet
+from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.protections.heuristics import RULES, heuristic_frozen
+from freezeasguard.protections.random_freezing import random_frozen_by_parameters, random_frozen_units
+from freezeasguard.protections.rivals import imma_protected, uce_protected
+from freezeasguard.scores.registry import SCORES
+from freezeasguard.scores.scoring import Extractors, Reference, score_images, score_value
+from freezeasguard.settings.params import Finetuning, Params, Study
+from freezeasguard.sides import SIDES
+from freezeasguard.users.adapt import finetune_config, train_user
+from freezeasguard.users.training import changed_tensors, fixed_noise_loss
 from freezeasguard.workers import resolve_device, run_side_by_side
 
 ROLES = ("given", "swapped")

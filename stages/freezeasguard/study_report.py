@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from freezeasguard.config import Params
-from freezeasguard.data.latents import SIDES
-from freezeasguard.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.files import folder_atomically, read_json
-from freezeasguard.masks.granularity import GRANULARITIES
-from freezeasguard.scores import SCORES
-from freezeasguard.scoring import LEAST_FALL, kept_share
+from freezeasguard.models.granularity import GRANULARITIES
+from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
+from freezeasguard.reports.tables import side_score, write_table
+from freezeasguard.scores.registry import SCORES
+from freezeasguard.scores.scoring import LEAST_FALL, kept_share
+from freezeasguard.settings.params import Params
+from freezeasguard.sides import SIDES
 from freezeasguard.study import ROLES, data_side
-from freezeasguard.tables import side_score, write_table
 
 ORDER = ("freezeasguard", "one_shot", "other_case", "zeroed_signal", "random", "random-parameters")
 MEASURES = ("loss", "score")

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from freezeasguard.bilevel import SimulatedUser
-from freezeasguard.diffusion import load_unet, named_tensors
+from freezeasguard.masks.bilevel import SimulatedUser
+from freezeasguard.models.diffusion import load_unet, named_tensors
 
 pytestmark = pytest.mark.benchmark
 MODEL = Path(__file__).parents[2] / "data/models/tiny-1.5"

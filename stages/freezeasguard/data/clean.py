@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from freezeasguard.config import Clean
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Clean
 
 
 def decode(content: bytes | Path, max_pixels: int) -> tuple[Image.Image | None, str]:

@@ -9,9 +9,9 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from freezeasguard.config import Domain
-from freezeasguard.data.latents import PARTS, SIDES
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Domain
+from freezeasguard.sides import PARTS, SIDES
 
 HASH_SIDE = 16
 """Perceptual hashes of 16 x 16 bits a channel."""

@@ -1,1 +1,1 @@
-"""Which tensors, rows or weights are frozen: their files, their sizes, and what holds them still in training."""
+"""Learning the mask (paper, section 3 and Algorithm 1)."""

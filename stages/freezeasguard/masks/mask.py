@@ -7,18 +7,13 @@ their sorted names.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-
-
-def check_freeze_ratio(rho: float) -> float:
-    if not 0 <= rho <= 1:
-        raise FreezeAsGuardError(f"rho is {rho}; the share of frozen tensors lies in 0..1 (0.3 = 30%)")
-    return rho
+from freezeasguard.models.granularity import n_frozen
 
 
 def soft_mask(logits: Tensor, temperature: float) -> Tensor:
@@ -81,23 +76,9 @@ def project_to_ratio(logits: Tensor, temperature: float, rho: float, iterations:
     return (exact + shift).to(logits)
 
 
-def n_frozen(rho: float, n_tensors: int) -> int:
-    """Exactly round(rho N): how many tensors a mask freezes."""
-    return round(check_freeze_ratio(rho) * n_tensors)
-
-
 def hard_mask(logits: Tensor, names: Sequence[str], rho: float) -> frozenset[str]:
     """The names of the round(rho N) tensors with the largest logits; ties fall to the earlier name."""
     if len(logits) != len(names):
         raise FreezeAsGuardError(f"{len(logits)} logits for {len(names)} tensor names")
     order = sorted(zip(logits.tolist(), names, strict=True), key=lambda pair: (-pair[0], pair[1]))
     return frozenset(name for _, name in order[: n_frozen(rho, len(names))])
-
-
-def check_names(frozen: Iterable[str], names: Collection[str]) -> None:
-    """Refuse a mask that names tensors which the network lacks."""
-    if unknown := sorted(set(frozen) - set(names)):
-        raise FreezeAsGuardError(
-            f"the mask names {len(unknown)} tensors that the network lacks, e.g. {unknown[0]}; "
-            "it was made for another model: learn a mask for this one"
-        )

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from freezeasguard.data import orl
 from freezeasguard.data.clean import square
-from freezeasguard.data.figures import (
+from freezeasguard.data.drawn_people import (
     BACKGROUNDS,
     caption,
     draw_pose,

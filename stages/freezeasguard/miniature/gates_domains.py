@@ -17,14 +17,14 @@ from torch import Tensor
 
 from freezeasguard.data import illustrators, logos, orl
 from freezeasguard.data.clean import square
-from freezeasguard.diffusion import decode_latents, encode_images, load_vae
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.metrics.faces import DeepFaceEmbedder, install_dlib_weights
-from freezeasguard.metrics.nudity import FACE_LABELS, NudityDetector, detection_rate, nudity_score
-from freezeasguard.metrics.recogniser import auc, pair_auc
-from freezeasguard.metrics.style import StyleFeatures
 from freezeasguard.miniature.gates import Gate
 from freezeasguard.miniature.train_vae import to_tensor
+from freezeasguard.models.diffusion import decode_latents, encode_images, load_vae
+from freezeasguard.scores.networks.faces import DeepFaceEmbedder, install_dlib_weights
+from freezeasguard.scores.networks.nudity import FACE_LABELS, NudityDetector, detection_rate, nudity_score
+from freezeasguard.scores.networks.recogniser import auc, pair_auc
+from freezeasguard.scores.networks.style import StyleFeatures
 
 SIZE_PX = 64
 PATCH_PX, LATENT_CHANNELS = 4, 8

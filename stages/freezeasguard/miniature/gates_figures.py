@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freezeasguard.data.figures import caption, draw_pose, famous_figures, other_figures, render_figure
-from freezeasguard.data.latents import LatentSet
-from freezeasguard.diffusion import (
+from freezeasguard.data.drawn_people import caption, draw_pose, famous_figures, other_figures, render_figure
+from freezeasguard.miniature.gates import Gate
+from freezeasguard.miniature.train_vae import to_tensor
+from freezeasguard.models.diffusion import (
     NoiseSchedule,
     decode_latents,
     encode_images,
@@ -21,12 +22,11 @@ from freezeasguard.diffusion import (
     load_vae,
     tokenize,
 )
-from freezeasguard.metrics.clip import ClipFeatures
-from freezeasguard.metrics.recogniser import Recogniser, identity_distance, pair_auc
-from freezeasguard.miniature.gates import Gate
-from freezeasguard.miniature.train_vae import to_tensor
-from freezeasguard.sampling import sample, starting_noise
-from freezeasguard.training import FinetuneConfig, finetune
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.models.sampling import sample, starting_noise
+from freezeasguard.scores.networks.clip import ClipFeatures
+from freezeasguard.scores.networks.recogniser import Recogniser, identity_distance, pair_auc
+from freezeasguard.users.training import FinetuneConfig, finetune
 
 GUIDANCE = 3.0
 ADAPTATION_STEPS = 200

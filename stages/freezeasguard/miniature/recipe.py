@@ -13,10 +13,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from freezeasguard.diffusion import NoiseSchedule, encode_text, tokenize
 from freezeasguard.files import folder_atomically
-from freezeasguard.metrics.recogniser import Recogniser
-from freezeasguard.metrics.style import STYLE_FILE
 from freezeasguard.miniature.architecture import new_clip, new_scheduler, new_unet, new_vae, train_tokenizer
 from freezeasguard.miniature.corpus import PHOTOGRAPH_COPIES, Corpus, build_corpus, generic_photographs
 from freezeasguard.miniature.train_clip import train_clip
@@ -24,6 +21,9 @@ from freezeasguard.miniature.train_recogniser import train_recogniser, training_
 from freezeasguard.miniature.train_style import train_style
 from freezeasguard.miniature.train_unet import train_unet
 from freezeasguard.miniature.train_vae import standardise_latents, to_tensor, train_vae
+from freezeasguard.models.diffusion import NoiseSchedule, encode_text, tokenize
+from freezeasguard.scores.networks.recogniser import Recogniser
+from freezeasguard.scores.networks.style import STYLE_FILE
 
 STEPS = {"vae": 8000, "recogniser": 1500, "clip": 1500, "drawings": 6000, "unet": 2000}
 

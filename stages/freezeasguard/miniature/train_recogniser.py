@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from freezeasguard.data.figures import draw_pose, other_figures, render_figure
-from freezeasguard.metrics.recogniser import Recogniser
+from freezeasguard.data.drawn_people import draw_pose, other_figures, render_figure
 from freezeasguard.miniature.train_vae import to_tensor
+from freezeasguard.scores.networks.recogniser import Recogniser
 
 
 def training_figures(n_figures: int, images_each: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:

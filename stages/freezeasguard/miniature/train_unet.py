@@ -9,7 +9,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from freezeasguard.diffusion import NoiseSchedule, denoising_loss, draw_noise
+from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, draw_noise
 
 
 def train_unet(

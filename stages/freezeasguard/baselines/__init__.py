@@ -1,1 +1,0 @@
-"""The baselines that FreezeAsGuard is compared with (METHOD, section 4)."""

@@ -1,0 +1,439 @@
+"""Bilevel mask learning (paper, Algorithm 1): an upper loop over the mask, a lower loop over the user.
+
+The mask is one logit a unit - a tensor (the paper), a row or a weight - in one flat vector over the sorted tensor
+names; see `simulated_user` for what of the weights lives in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.masks.mask import hard_mask, logit_gradients, project_to_ratio, soft_mask, sparsity_gradient
+from freezeasguard.masks.simulated_user import GradientStream, SimulatedUser
+from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, named_tensors
+from freezeasguard.models.granularity import check_freeze_ratio, n_units, split_units, spread_over_weights, top_units
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.sides import SIDES
+from freezeasguard.users.training import Batch, draw_batch
+
+GOLDEN = (5**0.5 - 1) / 2
+"""Steps of this size round a circle of length 1 cover it evenly, however many there are."""
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """One reading of the paper (METHOD, section 3; the presets are in `freezeasguard.settings.params`)."""
+
+    users: str
+    """joint: one user fine-tunes on both sides (paper). per_side: one user a side (our extension)."""
+    mask_steps: int
+    user_steps: int
+    """Lower steps per mask step; L in Algorithm 1."""
+    order: str
+    """user_first (Algorithm 1) or mask_first (authors' code)."""
+    batch_size: int
+    """Images a step over both sides; half of them come from each."""
+    mask_batch_size: int | None
+    """Images a side in a mask step; None: as many as in a user step."""
+    granularity: str
+    """tensor (paper), row or element: what one logit decides on."""
+    signal: str
+    """local: <dL/dtheta, delta> at the mixed weights (Eq. 8). path: averaged along theta_ft -> theta_pre (integrated
+    gradients), so that the units' signals add up to L(theta_pre) - L(theta_ft). user_path: averaged along
+    mixed -> theta_pre; then those of (1 - m) delta add up to L(theta_pre) - L(mixed). A user who re-adapts under a
+    mask trains the mixed weights; theta_ft, in which nothing is frozen, soon is a model that nobody trained."""
+    path_points: int
+    """Points of the path that a mask step averages over."""
+    common_noise: bool
+    """Both sides of a mask step see the same timesteps and noise: less variance in their difference."""
+    temperature: float
+    logits_init: str
+    """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, and noise that breaks ties."""
+    derivative: str
+    mask_optimizer: str
+    """sgd (paper) or adam: an adaptive step for each logit."""
+    mask_lr: float
+    """Step size eta_1 of the mask."""
+    sparsity: str
+    """penalty: c (mean(m) - rho)^2 (Eq. 6). projection: mean(m) = rho after every step."""
+    sparsity_weight: float
+    """c; its gradient is not multiplied by mask_lr, as in the authors' code."""
+    lambdas: str
+    """proportional to the amounts of data (paper) or equal (authors' code: batch means, 1/2 each)."""
+    illegal_weight: float
+    """lambda_1 in 0..1 where lambdas are equal, and lambda_2 = 1 - lambda_1: trades illegal effect for legal cost."""
+    normalise: bool
+    """Divide each side's alignments by their mean size, so that neither side drowns the other."""
+    lower_loss: str
+    """sum of the two sides' mean losses (Eq. 7) or mixed: one mean over both (authors' code)."""
+    user_optimizer: str
+    """sgd (Eq. 9 and 10), or adamw: the real user's, at the rate user_lr (1 - m)."""
+    user_lr: float
+    """Learning rate eta_2 of the simulated user."""
+    precision: str
+    """float32, or bfloat16 for logits and delta (authors' code)."""
+
+
+@dataclass
+class MaskHistory:
+    """What happened, a value a mask step; and the mean task signal of each unit."""
+
+    loss: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    path_sum: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    """What the units' signals add up to (`MaskLearner.path_sum`); on a path, an estimate of the difference of the
+    losses at its ends."""
+    path_check: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of a path signal: `MaskLearner.path_check` of each side at the end."""
+    mean_mask: list[float] = field(default_factory=list)
+    saturated: list[float] = field(default_factory=list)
+    """Share of logits with m < 0.01 or m > 0.99, where the slope has all but vanished."""
+    user_loss: list[float] = field(default_factory=list)
+    signal_sum: dict[str, Tensor] = field(default_factory=dict)
+    size_sum: dict[str, Tensor] = field(default_factory=dict)
+
+    def record(self, side: str, alignments: Tensor, loss: float, path_sum: float = 0.0) -> None:
+        self.loss[side].append(loss)
+        self.path_sum[side].append(path_sum)
+        zero = torch.zeros_like(alignments)
+        self.signal_sum[side] = self.signal_sum.get(side, zero) + alignments
+        self.size_sum[side] = self.size_sum.get(side, zero) + alignments.abs()
+
+    def mean_signal(self, side: str) -> Tensor:
+        """Mean <g_i, delta_i> [N] over mask steps."""
+        return self.signal_sum[side] / max(1, len(self.loss[side]))
+
+    def mean_size(self, side: str) -> Tensor:
+        """Mean |<g_i, delta_i>| [N] over mask steps."""
+        return self.size_sum[side] / max(1, len(self.loss[side]))
+
+
+@dataclass(frozen=True)
+class LearnedMask:
+    """Logits [N] over the units of all tensors, in the order of the sorted names."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    granularity: str
+    logits: Tensor
+    initial_logits: Tensor
+    history: MaskHistory
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(sorted(self.shapes))
+
+    def frozen(self, rho: float) -> frozenset[str]:
+        """The names of the round(rho N) frozen tensors; rows and weights have no such names."""
+        if self.granularity != "tensor":
+            raise FreezeAsGuardError(f"a mask of granularity {self.granularity!r} freezes parts: use frozen_units")
+        return hard_mask(self.logits, self.names, rho)
+
+    def frozen_units(self, rho: float) -> dict[str, Tensor]:
+        """bool [n_units] of every tensor; exactly round(rho N) units are True = frozen."""
+        return split_units(self.top(rho), self.shapes, self.granularity)
+
+    def top(self, rho: float) -> Tensor:
+        """bool [N]: the frozen units."""
+        return top_units(self.logits, rho)
+
+    def initially_top(self, rho: float) -> Tensor:
+        """bool [N]: the top-rho of the initial logits, what the mask would be had nothing been learned."""
+        return top_units(self.initial_logits, rho)
+
+
+def initial_logits(n: int, config: MaskConfig, rho: float, generator: torch.Generator) -> Tensor:
+    """The random start [n] (METHOD, reading 1)."""
+    if config.logits_init == "negative":  # m = sigmoid(w / 0.2) below 0.0067 (paper, section 3.3)
+        logits = -1 - torch.rand(n, generator=generator)
+    elif config.logits_init == "uniform":  # m in 0.5..0.993 (authors' code)
+        logits = torch.rand(n, generator=generator)
+    elif config.logits_init == "ratio":
+        noise = 1e-5 * config.temperature * torch.randn(n, generator=generator)
+        logits = project_to_ratio(noise, config.temperature, rho)
+    else:
+        raise FreezeAsGuardError(f"mask.logits_init is {config.logits_init!r}; use negative, uniform or ratio")
+    return logits.to(torch.bfloat16).float() if config.precision == "bfloat16" else logits
+
+
+class MaskOptimizer:
+    """Moves the logits: task gradient, sparsity force, projection (paper, Eq. 5, 6 and 8)."""
+
+    def __init__(self, config: MaskConfig, rho: float) -> None:
+        self.config = config
+        self.rho = rho
+        self._moments: tuple[Tensor, Tensor] | None = None
+        self._step = 0
+
+    def _task_step(self, gradient: Tensor) -> Tensor:
+        if self.config.mask_optimizer == "sgd":
+            return self.config.mask_lr * gradient
+        # Adam, with (0.9, 0.99): the signal of one batch is noisy, its sign over many is not.
+        first, second = self._moments or (torch.zeros_like(gradient), torch.zeros_like(gradient))
+        self._step += 1
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.99 * second + 0.01 * gradient.square()
+        self._moments = (first, second)
+        corrected = (second / (1 - 0.99**self._step)).sqrt()
+        step = first / (1 - 0.9**self._step) / corrected.clamp_min(torch.finfo(corrected.dtype).tiny)
+        return self.config.mask_lr * step
+
+    def step(self, logits: Tensor, task: Tensor) -> Tensor:
+        """New logits [N] from the task alignments [N] = -lambda_1 illegal + lambda_2 legal."""
+        c = self.config
+        new = logits - self._task_step(logit_gradients(task, logits, c.temperature, c.derivative))
+        if c.sparsity == "penalty":
+            new = new - sparsity_gradient(logits, c.temperature, self.rho, c.sparsity_weight, c.derivative)
+        else:
+            new = project_to_ratio(new, c.temperature, self.rho)
+        return new.to(torch.bfloat16).to(logits) if c.precision == "bfloat16" else new
+
+
+def side_weights(config: MaskConfig, n_images: Mapping[str, int]) -> dict[str, float]:
+    """lambda_1 and lambda_2 of Eq. 5, as shares that add up to 1."""
+    if config.lambdas == "equal":
+        return {"illegal": config.illegal_weight, "legal": 1 - config.illegal_weight}
+    total = sum(n_images[side] for side in SIDES)
+    return {side: n_images[side] / total for side in SIDES}
+
+
+class MaskLearner:
+    """The state of Algorithm 1 and its two moves, `user_step` and `mask_step`."""
+
+    def __init__(
+        self,
+        unet: torch.nn.Module,
+        schedule: NoiseSchedule,
+        data: Mapping[str, LatentSet],
+        finetuned: Mapping[tuple[str, ...], Mapping[str, Tensor]],
+        config: MaskConfig,
+        rho: float,
+        generator: torch.Generator,
+    ) -> None:
+        """`finetuned` holds theta_ft by the sides its user trained on: one entry, or one a side."""
+        check_freeze_ratio(rho)
+        expected = [SIDES] if config.users == "joint" else [(side,) for side in SIDES]
+        if sorted(finetuned) != sorted(expected):
+            found = ", ".join("+".join(sides) for sides in sorted(finetuned)) or "none"
+            raise FreezeAsGuardError(
+                f"mask.users is {config.users}, but the fine-tuned start models are: {found}; "
+                f"set relearn.users to {config.users} and run `dvc repro relearn`"
+            )
+        self.unet, self.schedule, self.data, self.config = unet, schedule, data, config
+        self.rho, self.generator = rho, generator
+        self.parameters: dict[str, Any] = named_tensors(unet)
+        self.names = tuple(sorted(self.parameters))
+        self.shapes = {name: tuple(self.parameters[name].shape) for name in self.names}
+        self.n_units = {name: n_units(shape, config.granularity) for name, shape in self.shapes.items()}
+        self.logits = initial_logits(sum(self.n_units.values()), config, rho, generator)
+        self.initial_logits = self.logits.clone()
+        self.optimizer = MaskOptimizer(config, rho)
+        self.history = MaskHistory()
+        self.weights = side_weights(config, {side: len(data[side]) for side in SIDES})
+        self._path_position = float(torch.rand((), generator=generator)) if config.signal != "local" else 0.0
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        pretrained = {name: p.detach() for name, p in self.parameters.items()}
+        mask = self.by_name(self.mask)
+        self.users = [SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype) for sides in expected]
+        del pretrained
+        self._wear(self.users[0])  # frees theta_pre: mixed and delta hold all there is to know
+
+    @property
+    def mask(self) -> Tensor:
+        return soft_mask(self.logits, self.config.temperature)
+
+    def by_name(self, values: Tensor) -> dict[str, Any]:
+        """One value a unit [N] -> what multiplies each tensor: a number, or a view that broadcasts (rows, weights)."""
+        if self.config.granularity == "tensor":
+            return dict(zip(self.names, values.tolist(), strict=True))
+        parts = split_units(values.float(), self.shapes, self.config.granularity)
+        return {n: spread_over_weights(part, self.shapes[n], self.config.granularity) for n, part in parts.items()}
+
+    def _draw(self, sides: Sequence[str], n: int, like: Batch | None = None) -> Batch:
+        """n images a side."""
+        device = next(iter(self.parameters.values())).device
+        return draw_batch([self.data[side] for side in sides], n, self.schedule, self.generator, device, like=like)
+
+    def _wear(self, user: SimulatedUser) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data = user.mixed[name]
+
+    @contextmanager
+    def _at(self, user: SimulatedUser, point: float | None) -> Iterator[None]:
+        """The UNet wears the user's mixed weights, or those at the point a of the path; at a = 1 theta_pre.
+
+        The point is the mask m' = a, and so a theta_pre + (1 - a) theta_ft; on the user's path m' = m + a (1 - m).
+        mixed + (m' - m) delta are its weights, so no third copy of them is needed; on leaving they go back.
+        """
+        self._wear(user)
+        if point is None:
+            yield
+            return
+        m = self.mask.double()
+        there = point - m if self.config.signal != "user_path" else point * (1 - m)
+        user.move_mask(self.names, list(self.by_name(there).values()))
+        yield
+        user.move_mask(self.names, list(self.by_name(-there).values()))
+
+    def user_step(self, user: SimulatedUser) -> float:
+        """Lower level: the user descends on its sides' losses (Eq. 7), through Eq. 9 and 10."""
+        trainable = self.by_name(1 - self.mask)
+        self._wear(user)
+        user.n_steps += 1
+        move = user.adamw_update if self.config.user_optimizer == "adamw" else user.user_update
+
+        def update(names: list[str], gradients: list[Tensor]) -> None:
+            move(names, gradients, [trainable[n] for n in names], self.config.user_lr)
+
+        half = max(1, self.config.batch_size // 2)
+        with GradientStream(self.parameters, update):
+            batch = self._draw(user.sides, half)
+            losses = denoising_loss(self.unet, self.schedule, *batch).view(len(user.sides), half).mean(1)
+            loss = losses.sum() if self.config.lower_loss == "sum" else losses.mean()
+            loss.backward()
+        return float(loss.detach())
+
+    def side_alignments(
+        self, side: str, batch: Batch, points: Sequence[float | None] = (None,)
+    ) -> tuple[Tensor, float]:
+        """<dL_side/dtheta, delta> over each unit [N], at the user who trains on that side; and the loss.
+
+        The means of both over `points`: the point a of the path, or None for the mixed weights.
+        """
+        user = next(user for user in self.users if side in user.sides)
+        alignments = torch.zeros(len(self.logits))
+        parts = split_units(alignments, self.shapes, self.config.granularity)
+        losses: list[float] = []
+
+        def align(names: list[str], gradients: list[Tensor]) -> None:
+            found = user.alignments(names, gradients, self.config.granularity).float().cpu()
+            for name, part in zip(names, found.split([self.n_units[n] for n in names]), strict=True):
+                parts[name] += part / len(points)
+
+        for point in points:
+            with self._at(user, point), GradientStream(self.parameters, align):
+                loss = denoising_loss(self.unet, self.schedule, *batch).mean()
+                loss.backward()
+            losses.append(float(loss.detach()))
+        return alignments, sum(losses) / len(points)
+
+    def path_points(self) -> list[float | None]:
+        """Where the next mask step takes its gradient: even over the path, within a step and over many."""
+        if self.config.signal == "local":
+            return [None]
+        points: list[float | None] = []
+        for _ in range(self.config.path_points):
+            points.append(self._path_position)
+            self._path_position = (self._path_position + GOLDEN) % 1
+        return points
+
+    def path_sum(self, alignments: Tensor) -> float:
+        """The alignments [N] with the whole way from one end of the path to the other, added up."""
+        way = 1 - self.mask if self.config.signal == "user_path" else torch.ones(())
+        return float((way * alignments).double().sum())
+
+    def task_signals(self) -> dict[str, Tensor]:
+        """The alignments [N] of each side on fresh batches, on one scale where `normalise` says so."""
+        n = self.config.mask_batch_size or max(1, self.config.batch_size // 2)
+        points = self.path_points()
+        signals: dict[str, Tensor] = {}
+        batch: Batch | None = None
+        for side in SIDES:
+            batch = self._draw([side], n, like=batch if self.config.common_noise else None)
+            alignments, loss = self.side_alignments(side, batch, points)
+            self.history.record(side, alignments, loss, self.path_sum(alignments))
+            if self.config.normalise:
+                alignments = alignments / alignments.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+            signals[side] = alignments
+        return signals
+
+    def mask_step(self) -> None:
+        """Upper level: descend on -lambda_1 L_illegal + lambda_2 L_legal (Eq. 5) and the sparsity term."""
+        signals = self.task_signals()
+        task = self.weights["legal"] * signals["legal"] - self.weights["illegal"] * signals["illegal"]
+        before = self.mask
+        self.logits = self.optimizer.step(self.logits, task)
+        after = self.mask
+        change = list(self.by_name(after.double() - before.double()).values())
+        for user in self.users:
+            user.move_mask(self.names, change)
+        self.history.mean_mask.append(float(after.mean()))
+        self.history.saturated.append(float(((after < 0.01) | (after > 0.99)).float().mean()))
+
+    def _round(self) -> None:
+        def user_steps() -> None:
+            for _ in range(self.config.user_steps):
+                for user in self.users:
+                    self.history.user_loss.append(self.user_step(user))
+
+        if self.config.order == "user_first":
+            user_steps()
+            self.mask_step()
+        else:
+            self.mask_step()
+            user_steps()
+
+    def path_check(self, side: str, points: int = 4) -> dict[str, float]:
+        """What the units' path signals add up to, by the midpoint rule, beside the losses at the path's two ends.
+
+        All on one batch, at the same timesteps and noise. `loss_finetuned` is that of theta_ft, or of mixed.
+        """
+        batch = self._draw([side], self.config.mask_batch_size or max(1, self.config.batch_size // 2))
+        alignments, _ = self.side_alignments(side, batch, [(i + 0.5) / points for i in range(points)])
+        user = next(user for user in self.users if side in user.sides)
+        ends = []
+        for end in (1.0, 0.0):
+            with self._at(user, end), torch.no_grad():
+                ends.append(float(denoising_loss(self.unet, self.schedule, *batch).mean()))
+        return {"path_sum": self.path_sum(alignments), "loss_pretrained": ends[0], "loss_finetuned": ends[1]}
+
+    def learn(self, description: str = "learning the mask") -> LearnedMask:
+        """Algorithm 1. The learner uses the UNet up: afterwards it holds a user's mixed weights.
+
+        A third copy, kept only to put theta_pre back, would cost what Eq. 8-10 save; load the model again.
+        """
+        bar = tqdm(range(self.config.mask_steps), desc=description)
+        for _ in bar:
+            self._round()
+            bar.set_postfix({side: f"{self.history.loss[side][-1]:.3f}" for side in SIDES})
+        if self.config.signal != "local":
+            self.history.path_check = {side: self.path_check(side) for side in SIDES}
+        return self._learned(self.logits)
+
+    def one_shot(self) -> LearnedMask:
+        """A control: rank by lambda_1 |illegal signal| - lambda_2 |legal signal| of one mask step, and stop.
+
+        No user re-adapts and no round follows. `logits` are those differences, not logits of a soft mask.
+        """
+        signals = self.task_signals()
+        return self._learned(
+            self.weights["illegal"] * signals["illegal"].abs() - self.weights["legal"] * signals["legal"].abs()
+        )
+
+    def _learned(self, logits: Tensor) -> LearnedMask:
+        return LearnedMask(self.shapes, self.config.granularity, logits, self.initial_logits, self.history)
+
+
+def learn_without_signal(
+    shapes: Mapping[str, Sequence[int]], config: MaskConfig, rho: float, generator: torch.Generator
+) -> LearnedMask:
+    """The same run with its task signal zeroed: initial logits and sparsity force alone.
+
+    A learned mask that equals this one learned nothing. No network is needed, so it costs nothing.
+    """
+    sizes = {name: tuple(shape) for name, shape in shapes.items()}
+    start = initial_logits(sum(n_units(s, config.granularity) for s in sizes.values()), config, rho, generator)
+    optimizer = MaskOptimizer(config, rho)
+    logits = start
+    for _ in range(config.mask_steps):
+        logits = optimizer.step(logits, torch.zeros(len(start)))
+    return LearnedMask(sizes, config.granularity, logits, start, MaskHistory())

@@ -1,0 +1,45 @@
+"""A case's images and captions as latents and embeddings, encoded once for every trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from freezeasguard.data.split import assign_sides, read_split
+from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.models.diffusion import encode_images, encode_text, load_text, load_vae, tokenize
+from freezeasguard.models.images import read_images
+from freezeasguard.settings.params import Params
+
+CHUNK = 64
+
+
+def encode_case(params: Params, case_name: str, model: Path, raw: Path, splits: Path, out: Path) -> None:
+    """Write latents (both flips), text embeddings, the empty prompt, and an index row an image."""
+    case = params.cases[case_name]
+    table = read_split(splits)
+    sides = assign_sides(sorted(set(table["class"])), case.illegal, case.legal, params.seed)
+    table = table[table["class"].isin(sides)].reset_index(drop=True)
+    index = table.assign(row=range(len(table)), side=[sides[c] for c in table["class"]])
+    torch.set_num_threads(params.workers)  # one process: it may use every core
+    vae = load_vae(model)
+    latents = []
+    for start in tqdm(range(0, len(index), CHUNK), desc="encoding images"):
+        images = read_images(raw / path for path in index["path"].iloc[start : start + CHUNK])
+        latents.append(torch.stack([encode_images(vae, images), encode_images(vae, images.flip(3))], dim=1))
+    tokenizer, encoder = load_text(model)
+    ids, n_truncated = tokenize(tokenizer, [*index["caption"], ""])
+    text = encode_text(encoder, ids)
+    with folder_atomically(out) as temporary:
+        tensors = {"latents": torch.cat(latents), "text": text[:-1].contiguous(), "empty_text": text[-1].contiguous()}
+        save_file(tensors, temporary / "latents.safetensors")
+        columns = ["row", "side", "class", "subject", "part", "path", "caption", "sha256"]
+        index[columns].to_csv(temporary / "index.csv", index=False)
+        counts = index.groupby(["side", "part"]).size()
+        write_json(
+            temporary / "counts.json",
+            {"captions_truncated": n_truncated, **{f"{side}/{part}": int(n) for (side, part), n in counts.items()}},
+        )

@@ -1,0 +1,1 @@
+"""What makes a protected model of a published one: one module a method, registered in `registry`."""

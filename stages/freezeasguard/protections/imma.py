@@ -1,0 +1,100 @@
+"""IMMA: start weights from which a user's fine-tuning gets nowhere (Zheng & Yeh 2023).
+
+The bilevel problem max_attention min_attacker L is solved by first-order alternation on one set of
+weights, which starts at theta_pre (METHOD, section 4): an attacker's step down the loss, then the
+defender's step up the loss in the attention projections. Only those are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.diffusion import NoiseSchedule, named_tensors
+from freezeasguard.models.freezing import freeze
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.users.training import drawn_loss, optimizer_step
+
+ATTENTIONS = {"all": ("attn1", "attn2"), "cross": ("attn2",)}
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
+
+
+@dataclass(frozen=True)
+class IMMAConfig:
+    steps: int
+    """Pairs of an inner (attacker's) and an outer (defender's) step."""
+    batch_size: int
+    inner_lr: float
+    outer_lr: float
+    attn_scope: str = "all"
+    """all: self and cross attention, what the published code trains; cross: what its file name says."""
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.attn_scope not in ATTENTIONS:
+            raise FreezeAsGuardError(f"imma.attn_scope is {self.attn_scope!r}; use all or cross")
+
+
+@dataclass
+class IMMAHistory:
+    """The attacker's loss before each of its steps, and the loss that each defender's step drives up."""
+
+    inner: list[float] = field(default_factory=list)
+    outer: list[float] = field(default_factory=list)
+
+
+def defended_names(unet: torch.nn.Module, attn_scope: str) -> tuple[str, ...]:
+    """The attention projections in scope, by sorted name."""
+    names = tuple(
+        name
+        for name in sorted(named_tensors(unet))
+        if any(part in ATTENTIONS[attn_scope] for part in name.split("."))
+        and any(part in PROJECTIONS for part in name.split("."))
+    )
+    if not names:
+        raise FreezeAsGuardError("the UNet has no attention projections (attn1, attn2): IMMA defends those")
+    return names
+
+
+def immunise(
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    config: IMMAConfig,
+    *,
+    generator: torch.Generator,
+    description: str = "immunising",
+) -> tuple[dict[str, Tensor], IMMAHistory]:
+    """The immunised attention projections by name, and the two losses of every pair of steps.
+
+    `data` is the illegal side's mask-learning half. The UNet is used up: afterwards it holds the
+    alternation's weights, the attacker's among them; the caller loads the model again.
+    """
+    everything = freeze(unet, ())
+    defended = defended_names(unet, config.attn_scope)
+    others = [name for name in everything if name not in set(defended)]
+    attacker, defender = list(everything.values()), [everything[name] for name in defended]
+    inner, outer = (
+        torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay, foreach=True)
+        for parameters, lr in ((attacker, config.inner_lr), (defender, config.outer_lr))
+    )
+    history = IMMAHistory()
+    unet.train()
+    for _ in tqdm(range(config.steps), desc=description):
+        freeze(unet, ())
+        loss = drawn_loss(unet, schedule, data, config.batch_size, generator)
+        optimizer_step(loss, inner, attacker, config.max_grad_norm)
+        history.inner.append(loss.item())
+        freeze(unet, others)
+        loss = drawn_loss(unet, schedule, data, config.batch_size, generator)
+        optimizer_step(-loss, outer, defender, config.max_grad_norm)
+        history.outer.append(loss.item())
+        if not torch.isfinite(loss):
+            raise FreezeAsGuardError(f"{description}: the loss is {loss.item()}; lower imma.outer_lr")
+    unet.eval()
+    return {name: everything[name].detach().cpu().clone() for name in defended}, history

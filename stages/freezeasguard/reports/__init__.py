@@ -1,0 +1,1 @@
+"""What people read: tables, figures, the page, and the mirror in MLflow."""

@@ -1,0 +1,1 @@
+"""What images are scored with: one class a score, registered in `registry`."""

@@ -1,0 +1,219 @@
+"""THE fine-tuning loop: every user, legal or illegal, simulated or real, trains through it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import write_atomically
+from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, draw_noise, named_tensors
+from freezeasguard.models.freezing import Frozen
+from freezeasguard.models.latents import LatentSet
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """AdamW at a constant rate, as the paper's users train (paper, App. E)."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    flip: bool = True
+    checkpoint_steps: int = 50
+
+
+class Checkpoint:
+    """Where a run that may be killed leaves its state; read back only by the very same run."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self.path = path
+        self.identity = dict(identity)
+
+    def load(self) -> dict[str, Any] | None:
+        """The state, or None where there is none of this run (torn and foreign files count as none)."""
+        try:
+            saved = torch.load(self.path, weights_only=True)
+        except FileNotFoundError:
+            return None
+        except Exception:  # a torn file raises anything from EOFError to UnpicklingError
+            self.clear()
+            return None
+        known = isinstance(saved, dict) and saved.get("identity") == self.identity
+        return saved["state"] if known else None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        with write_atomically(self.path) as temporary:
+            torch.save({"identity": self.identity, "state": dict(state)}, temporary)
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class Batch(NamedTuple):
+    """What a denoising loss is taken at, in the order in which `denoising_loss` asks for it."""
+
+    latents: Tensor
+    text: Tensor
+    timesteps: Tensor
+    noise: Tensor
+
+
+def draw_batch(
+    sets: Sequence[LatentSet],
+    n: int,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    flip: bool = True,
+    like: Batch | None = None,
+) -> Batch:
+    """n images of each set, one set after the other, with timesteps and noise; drawn on the CPU.
+
+    Args:
+        like: a batch of the same size, whose timesteps and noise are used again instead of drawing new ones.
+    """
+    drawn = [data.sample(n, generator, flip=flip) for data in sets]
+    latents, text = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    timesteps, noise = like[2:] if like else draw_noise(latents, schedule.n_timesteps, generator)
+    return Batch(*(x.to(device) for x in (latents, text, timesteps, noise)))
+
+
+def drawn_loss(
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    flip: bool = True,
+) -> Tensor:
+    """The mean denoising loss of a drawn batch at drawn timesteps and noise."""
+    device = next(unet.parameters()).device
+    batch = draw_batch([data], batch_size, schedule, generator, device, flip=flip)
+    return denoising_loss(unet, schedule, *batch).mean()
+
+
+@torch.no_grad()
+def fixed_noise_loss(
+    unet: torch.nn.Module, schedule: NoiseSchedule, data: LatentSet, generator: torch.Generator, n: int = 128
+) -> float:
+    """The mean denoising loss at `n` draws of image, timestep and noise that depend on the generator alone.
+
+    Timesteps are stratified, one a stratum, so that two models differ by themselves and not by their draw.
+    """
+    device = next(unet.parameters()).device
+    latents, text = data.sample(n, generator, flip=False)
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * schedule.n_timesteps).long()
+    parts = [x.to(device).split(32) for x in (latents, text, timesteps, noise)]
+    losses = [denoising_loss(unet, schedule, *batch) for batch in zip(*parts, strict=True)]
+    return float(torch.cat(losses).mean())
+
+
+def optimizer_step(
+    loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_grad_norm: float
+) -> None:
+    """One step down `loss`, its gradient clipped by global norm."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
+
+
+def finetune(
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    config: FinetuneConfig,
+    *,
+    frozen: Collection[str] = (),
+    frozen_units: Mapping[str, Tensor] | None = None,
+    granularity: str = "tensor",
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None = None,
+    description: str = "fine-tuning",
+) -> list[float]:
+    """Fine-tune in place, but for what is frozen; returns the loss of every step.
+
+    A run that was killed goes on from its last checkpoint and ends bit for bit as if it had not been.
+
+    Args:
+        frozen: names of the tensors frozen whole.
+        frozen_units: bool [n_units] by name, of those frozen in part (see `Frozen`).
+    """
+    with Frozen(unet, frozen, frozen_units, granularity) as held:
+        if not held.trainable or not config.steps:
+            # rho = 1, or an arm before its users train: the model stays what it is.
+            return []
+        return _train(unet, schedule, data, config, held, generator, checkpoint, description)
+
+
+def _train(
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    config: FinetuneConfig,
+    held: Frozen,
+    generator: torch.Generator,
+    checkpoint: Checkpoint | None,
+    description: str,
+) -> list[float]:
+    trainable = held.trainable
+    parameters = list(trainable.values())
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, foreach=True)
+    held.guard(optimizer)
+    losses: list[float] = []
+    if checkpoint and (state := checkpoint.load()):
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(state["tensors"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        losses = state["losses"]
+    unet.train()
+    bar = tqdm(range(len(losses), config.steps), initial=len(losses), total=config.steps, desc=description)
+    for step in bar:
+        loss = drawn_loss(unet, schedule, data, config.batch_size, generator, flip=config.flip)
+        if not torch.isfinite(loss):
+            raise FreezeAsGuardError(f"{description}: the loss is {loss.item()} at step {step}; lower its lr")
+        optimizer_step(loss, optimizer, parameters, config.max_grad_norm)
+        losses.append(loss.item())
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.4f}")
+        if checkpoint and (step + 1) % config.checkpoint_steps == 0 and step + 1 < config.steps:
+            tensors = {name: p.detach().clone() for name, p in trainable.items()}
+            checkpoint.save(
+                {
+                    "tensors": tensors,
+                    "optimizer": optimizer.state_dict(),
+                    "generator": generator.get_state(),
+                    "losses": losses,
+                }
+            )
+    unet.eval()
+    optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+def changed_tensors(unet: torch.nn.Module, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that differ from `before`, by name, detached; `before` may be stored in another type."""
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in sorted(named_tensors(unet).items())
+        if not torch.equal(tensor.detach(), before[name].to(tensor.dtype))
+    }
+
+
+def finetune_identity(config: FinetuneConfig, **inputs: Any) -> dict[str, Any]:
+    """What must agree before a checkpoint is taken up again."""
+    return {**asdict(config), **inputs}
