@@ -1,38 +1,29 @@
-"""params.yaml: its schema, its checks, its presets, and the profiles that fill it.
+"""params.yaml: its schema and its checks.
 
-Every stage loads the whole file, so that a misspelt key stops the first stage and not the last.
+Loaded by the stage `settings` alone, so that a misspelt key stops the first stage and not the last; the others read
+what that stage resolved for them (see `resolve`).
 """
 
 from __future__ import annotations
 
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from freezeasguard.arms import PRETRAINED, Arm
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_json, write_atomically, write_json
 from freezeasguard.scores.registry import EMBEDDED_SCORES, OTHER_SCORES, SCORES
+from freezeasguard.settings.blocks import Block, Positive, PositiveFloat, Ratio, Seed
+from freezeasguard.settings.mask import Mask
+from freezeasguard.settings.methods import IMMA, UCE
+from freezeasguard.settings.users import Adapt, Finetuning, Generate
 
 PARAMS = Path("params.yaml")
-CELLS = Path("data/cells.json")
-"""Beside params.yaml: the cells that its cases make, spelt out for dvc.yaml, which can derive nothing itself."""
-BASELINES = {"uce": "uce", "uce-b": "uce", "imma": "imma"}
-"""Arms that a case may ask for beside the headline's four, and the stage that protects each."""
-ERASERS = ("uce", "uce-b")
-BEFORE = "-before"
-"""Ends the name of an eraser's arm whose users have not trained: its gate, before any fine-tuning."""
-
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
-
-
-class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,59}$")]
+"""Of a domain, a model or a case: it becomes part of paths and of stage names."""
 
 
 class Clean(Block):
@@ -211,7 +202,7 @@ class Model(Block):
 
 
 class Case(Block):
-    """A domain, a model, and how many of the domain's classes are illegal and legal."""
+    """A domain, a model, which of the domain's classes are illegal and legal, and the arms to compare."""
 
     domain: str
     model: str
@@ -220,223 +211,26 @@ class Case(Block):
     illegal: Positive | Annotated[list[str], Field(min_length=1)]
     """How many classes, drawn by the seed, or which ones by name."""
     legal: Positive | Annotated[list[str], Field(min_length=1)]
-    baselines: list[Literal["uce", "uce-b", "imma"]] = []
-    """Rival methods beside full, FreezeAsGuard and random: UCE in reading A or B, IMMA."""
+    arms: Annotated[list[str], Field(min_length=2)]
+    """In the order of the table (see `arms.Arm`); after a change, `freezeasguard cells`."""
     concepts: list[str] = []
-    """What UCE erases; the illegal classes' subjects where the list is empty."""
+    """What UCE erases, where the roles are as given; the illegal classes' subjects where the list is empty."""
     guide: str = " "
     """What UCE makes the concepts mean: "celebrity" for people, "art" for artists (paper's authors)."""
     adapt_steps: Positive | None = None
     """Of this case's users; null: adapt.steps. The paper trains longer on explicit content."""
     adapt_lr: PositiveFloat | None = None
     """Of this case's users; null: adapt.lr. An attacker takes the rate that serves the content best."""
-    sweep: list[Annotated[int, Field(ge=0, le=100)]] = []
-    """Further freeze percents, each with a freezeasguard and a random arm."""
-    granularities: list[Literal["row", "element"]] = []
-    """Finer masks than the paper's tensors, each with a freezeasguard and a random arm at the headline rho."""
-    controls: list[
-        Literal[
-            "random-parameters", "magnitude", "attention", "convolutions", "time_embedding", "one_shot", "zeroed_signal"
-        ]
-    ] = []
-    """Further masks of the headline size: drawn by parameter count, by rule of thumb, or learned in part only."""
 
-
-class Cell(Block):
-    case: str
-    arm: str
-    protected: str
-    """The protected model that the arm's users start from; another arm's, where this one does not train."""
-    steps: Annotated[int, Field(ge=0)] | None = None
-    """Of its users; null: adapt.steps."""
-    lr: PositiveFloat | None = None
-    """Of its users; null: adapt.lr."""
-
-
-class SweepCell(Block):
-    """An arm beside the headline's four, and the stage that protects it."""
-
-    case: str
-    arm: str
-    stage: Literal["learn_mask", "random_freeze", "uce", "imma"]
-    block: str
-    also: str
-    """The two keys of params.yaml that the arm is made from, beside the seed; "seed" where there is no other."""
-
-
-class Finetuning(Block):
-    steps: Annotated[int, Field(ge=0)]
-    batch_size: Positive
-    lr: PositiveFloat
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    max_grad_norm: PositiveFloat = 1.0
-    flip: bool = True
-    checkpoint_steps: Positive = 50
-
-
-class Relearn(Finetuning):
-    users: Literal["joint", "per_side"]
-
-
-class Adapt(Finetuning):
-    pass
-
-
-MASK_PRESETS: dict[str, dict[str, Any]] = {
-    # Driven by the task signal. Two users, one a side, whose signals do not cancel; they move as the real user
-    # does and re-adapt between mask steps. What a unit is worth is read along the whole path from the users' weights
-    # to theta_pre, on the same noise for both sides and on one scale. Sparsity is a constraint that ranks nothing.
-    # The mask's optimiser is plain gradient descent: from an almost flat start each logit is then the sum of its
-    # unit's normalised signals times a slope that all share at first, so that the final ranking is that of the
-    # averaged importances. Adam would turn every signal into its sign and so flatten the ranking.
-    "freezeasguard": dict(
-        users="per_side",
-        user_steps=1,
-        order="user_first",
-        mask_batch_size=None,
-        granularity="tensor",
-        signal="user_path",
-        path_points=1,
-        common_noise=True,
-        logits_init="ratio",
-        derivative="exact",
-        mask_optimizer="sgd",
-        mask_lr=0.01,
-        sparsity="projection",
-        sparsity_weight=0.0,
-        lambdas="equal",
-        illegal_weight=0.5,
-        normalise=True,
-        lower_loss="sum",
-        user_optimizer="adamw",
-        user_lr=1e-5,
-        precision="float32",
-    ),
-    # The paper's text: Algorithm 1, Eq. 5-10, App. B and E. It leaves the sparsity weight open.
-    "paper": dict(
-        users="joint",
-        user_steps=10,
-        order="user_first",
-        mask_batch_size=None,
-        granularity="tensor",
-        signal="local",
-        path_points=1,
-        common_noise=False,
-        logits_init="negative",
-        derivative="as_printed",
-        mask_optimizer="sgd",
-        mask_lr=10.0,
-        sparsity="penalty",
-        sparsity_weight=5e3,
-        lambdas="proportional",
-        illegal_weight=0.5,
-        normalise=False,
-        lower_loss="sum",
-        user_optimizer="sgd",
-        user_lr=1e-5,
-        precision="float32",
-    ),
-    # The authors' published code and scripts.
-    "official": dict(
-        users="joint",
-        user_steps=4,  # a cycle of 5 batches, the first of which is the mask's
-        order="mask_first",
-        mask_batch_size=None,
-        granularity="tensor",
-        signal="local",
-        path_points=1,
-        common_noise=False,
-        logits_init="uniform",
-        derivative="exact",
-        mask_optimizer="sgd",
-        mask_lr=10.0,
-        sparsity="penalty",
-        sparsity_weight=5e3,
-        lambdas="equal",
-        illegal_weight=0.5,
-        normalise=False,
-        lower_loss="mixed",
-        user_optimizer="sgd",
-        user_lr=1e-5,
-        precision="bfloat16",
-    ),
-}
-
-
-class Mask(Block):
-    """A preset, and what departs from it."""
-
-    preset: Literal["freezeasguard", "paper", "official"]
-    mask_steps: Positive
-    batch_size: Annotated[int, Field(ge=2)] = 16
-    temperature: PositiveFloat = 0.2
-    diagnostic_seeds: Annotated[int, Field(ge=0)] = 1
-    """Further runs from other seeds, only to report how far the masks agree."""
-    users: Literal["joint", "per_side"] | None = None
-    user_steps: Positive | None = None
-    mask_batch_size: Positive | None = None
-    """Images a side in a mask step; null: half of batch_size, as in a user step."""
-    granularity: Literal["tensor", "row", "element"] | None = None
-    signal: Literal["local", "path", "user_path"] | None = None
-    path_points: Positive | None = None
-    common_noise: bool | None = None
-    order: Literal["user_first", "mask_first"] | None = None
-    logits_init: Literal["negative", "uniform", "ratio"] | None = None
-    derivative: Literal["exact", "as_printed"] | None = None
-    mask_optimizer: Literal["sgd", "adam"] | None = None
-    mask_lr: PositiveFloat | None = None
-    sparsity: Literal["penalty", "projection"] | None = None
-    sparsity_weight: Annotated[float, Field(ge=0)] | None = None
-    lambdas: Literal["proportional", "equal"] | None = None
-    illegal_weight: Ratio | None = None
-    """Where lambdas are equal: more of it mitigates more, and costs the legal side more."""
-    normalise: bool | None = None
-    lower_loss: Literal["sum", "mixed"] | None = None
-    user_optimizer: Literal["sgd", "adamw"] | None = None
-    user_lr: PositiveFloat | None = None
-    precision: Literal["float32", "bfloat16"] | None = None
-
-    def settings(self) -> dict[str, Any]:
-        """The preset with its overrides: the fields of `bilevel.MaskConfig`."""
-        own = self.model_dump(exclude={"preset", "diagnostic_seeds"})
-        return {**MASK_PRESETS[self.preset], **{k: v for k, v in own.items() if v is not None}}
-
-
-class UCE(Block):
-    """Closed-form erasing (METHOD, section 4)."""
-
-    erase_scale: Annotated[float, Field(ge=0)] = 1.0
-    ridge: PositiveFloat = 0.5
-    preserve: list[str] = []
-    """Prompts to keep, besides the empty one of reading A."""
-
-    def setting(self) -> str:
-        return f"erase {self.erase_scale:g}, ridge {self.ridge:g}"
-
-
-class IMMA(Block):
-    """Immunising (METHOD, section 4)."""
-
-    steps: Positive
-    batch_size: Positive
-    inner_lr: PositiveFloat
-    outer_lr: PositiveFloat
-    attn_scope: Literal["all", "cross"] = "all"
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    max_grad_norm: PositiveFloat = 1.0
-
-    def setting(self) -> str:
-        return f"outer {self.outer_lr:g}, inner {self.inner_lr:g}, {self.steps} pairs"
-
-
-class Generate(Block):
-    steps: Positive
-    guidance_scale: Annotated[float, Field(ge=1)]
-    prompts_per_side: Positive
-    """Of the adaptation split, what the paper's evaluation uses; dealt evenly to the classes, one each at least."""
-    held_out_prompts_per_side: Annotated[int, Field(ge=0)]
-    images_per_prompt: Positive
-    batch_size: Positive
+    @model_validator(mode="after")
+    def _arms(self) -> Case:
+        for name in self.arms:
+            Arm.parse(name)
+        if twice := sorted({name for name in self.arms if self.arms.count(name) > 1}):
+            raise ValueError(f"arm {twice[0]!r} is listed twice")
+        if missing := [name for name in (PRETRAINED, "full") if name not in self.arms]:
+            raise ValueError(f"arms lack {missing[0]!r}: what an arm keeps is measured between those two")
+        return self
 
 
 class Score(Block):
@@ -461,55 +255,31 @@ class Score(Block):
     kid_subsets: Annotated[int, Field(ge=2)] = 100
 
 
-class Study(Block):
-    """Masks and baselines of one case against their controls, with both role assignments (see `study`)."""
-
-    case: str
-    seed: Annotated[int, Field(ge=0)]
-    masks: bool = True
-    """Learned masks of every granularity, and their blind controls."""
-    random_draws: Positive = 5
-    rules: bool = True
-    """Also masks by rule of thumb."""
-    one_shot: bool = True
-    """Also what a single mask step would freeze."""
-    rhos: list[Ratio] = []
-    """Further freeze ratios of the learned masks, at even weights."""
-    illegal_weights: list[Ratio] = []
-    """Further weights of the illegal side, at the headline rho."""
-    other_case: str | None = None
-    """A case whose mask is tried on this one's data."""
-    uce: list[UCE] = []
-    imma: list[IMMA] = []
-    """Settings to sweep, each with the case's roles as given."""
-
-    def mask_settings(self, rho: float) -> list[tuple[float, float]]:
-        """(freeze ratio, weight of the illegal side) of every learned mask, the headline's first."""
-        return [(rho, 0.5), *((r, 0.5) for r in self.rhos), *((rho, w) for w in self.illegal_weights)]
-
-
 class Params(Block):
+    """The whole file."""
+
     profile: str
     rho: Ratio
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
+    roles: Literal["given", "swapped"] = "given"
+    """swapped: the classes that the cases name illegal play the legal ones, and the other way round."""
     workers: Positive
     """Processes side by side on a CPU: the two sides of a cell, or the seeds of a mask."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     allow_explicit: bool = False
     """Nothing explicit is fetched, read or rendered unless this is true."""
-    domains: dict[str, Domain]
-    models: dict[str, Model]
-    cases: dict[str, Case]
-    relearn: Relearn
+    domains: dict[Name, Domain]
+    models: dict[Name, Model]
+    cases: dict[Name, Case]
+    relearn: Finetuning
     mask: Mask
     uce: UCE
     imma: IMMA
+    methods: dict[str, dict[str, Any]] = {}
+    """Numbers of further registered methods, by their `block`."""
     adapt: Adapt
     generate: Generate
     score: Score
-    studies: dict[str, Study] = {}
-    study_tables: dict[str, list[str]] = {}
-    """Which studies a table is made of, e.g. those of one domain and several seeds."""
 
     @model_validator(mode="after")
     def _references(self) -> Params:
@@ -521,97 +291,38 @@ class Params(Block):
                 raise ValueError(f"cases.{name}.domain is {case.domain!r}; domains has {sorted(self.domains)}")
             if case.model not in self.models:
                 raise ValueError(f"cases.{name}.model is {case.model!r}; models has {sorted(self.models)}")
-        for name, study in self.studies.items():
-            for key, case in (("case", study.case), ("other_case", study.other_case)):
-                if case is not None and case not in self.cases:
-                    raise ValueError(f"studies.{name}.{key} is {case!r}; cases has {sorted(self.cases)}")
-        for name, studies in self.study_tables.items():
-            if unknown := sorted(set(studies) - set(self.studies)):
-                raise ValueError(f"study_tables.{name} names {unknown[0]!r}; studies has {sorted(self.studies)}")
         return self
 
-    @cached_property
-    def cells(self) -> dict[str, Cell]:
-        """Every case x arm by name "case-arm", in table order."""
-        return derive_cells(self.cases)[0]
-
-    @cached_property
-    def sweep_cells(self) -> dict[str, SweepCell]:
-        """Those beside the headline's four, which have a protection stage each."""
-        return derive_cells(self.cases)[1]
-
-    def arms(self, case: str) -> list[str]:
+    def arms(self, case: str) -> list[Arm]:
         """The arms of a case in the order of its table."""
-        return [cell.arm for cell in self.cells.values() if cell.case == case]
+        return [Arm.parse(name) for name in self.cases[case].arms]
 
-    def adapt_block(self, case: str, arm: str = "full") -> Adapt:
-        """How the users of a cell train: `adapt`, with what the case has of its own."""
-        cell = self.cells[f"{case}-{arm}"]
-        own = {"steps": cell.steps, "lr": cell.lr}
-        return self.adapt.model_copy(update={key: value for key, value in own.items() if value is not None})
+    @cached_property
+    def cells(self) -> list[tuple[str, Arm]]:
+        """Every case x arm, in table order."""
+        return [(case, arm) for case in self.cases for arm in self.arms(case)]
 
-    def protected(self, case: str, arm: str) -> Path:
-        """The folder of the arm's protected model, below data/protected."""
-        return Path(case) / self.cells[f"{case}-{arm}"].protected
+    @cached_property
+    def protected(self) -> list[tuple[str, Arm]]:
+        """Every protected model: the arms whose users train, and those that only start from one."""
+        return list(dict.fromkeys((case, arm.protected) for case, arm in self.cells))
 
     def domain_of(self, case: str) -> Domain:
         return self.domains[self.cases[case].domain]
 
-    def arm_rho(self, arm: str) -> float:
-        """The freeze ratio of an arm: its own percent, else the headline rho; 0 where nothing freezes."""
-        if arm in ("pretrained", "full") or arm.removesuffix(BEFORE) in BASELINES:
-            return 0.0
-        _, percent = split_arm(arm)
-        return self.rho if percent is None else percent / 100
+    def adapt_block(self, case: str, arm: Arm | None = None) -> Adapt:
+        """How the users of a cell train: `adapt`, with what the case has of its own; not at all before fine-tuning."""
+        own = {"steps": self.cases[case].adapt_steps, "lr": self.cases[case].adapt_lr}
+        if arm is not None and arm.before:
+            own["steps"] = 0
+        return self.adapt.model_copy(update={key: value for key, value in own.items() if value is not None})
 
-
-def split_arm(arm: str) -> tuple[str, int | None]:
-    """The method of an arm and its own percent: "random-10" -> ("random", 10), "uce-b" -> ("uce-b", None)."""
-    method, _, percent = arm.rpartition("-")
-    return (method, int(percent)) if percent.isdecimal() else (arm, None)
-
-
-def arm_granularity(arm: str) -> str:
-    """What the mask of an arm is made of: "random-row" -> "row"; the paper's tensors without a suffix."""
-    suffix = arm.rpartition("-")[2]
-    return suffix if suffix in ("row", "element") else "tensor"
-
-
-def made_from(arm: str, stage: str, case: str) -> dict[str, str]:
-    """The keys of params.yaml that DVC watches for an arm of a sweep: its method's block, and one more."""
-    block = {"learn_mask": "mask", "uce": "uce", "imma": "imma"}.get(stage, "seed")
-    if stage == "uce":
-        return {"block": block, "also": f"cases.{case}"}  # its names and its guide
-    follows_headline = stage != "imma" and split_arm(arm)[1] is None
-    return {"block": block, "also": "rho" if follows_headline else "seed"}
-
-
-def derive_cells(cases: dict[str, Case]) -> tuple[dict[str, Cell], dict[str, SweepCell]]:
-    """`Params.cells` and `Params.sweep_cells`."""
-    cells: dict[str, Cell] = {}
-    swept: dict[str, SweepCell] = {}
-    for name, case in cases.items():
-
-        def add(arm: str, stage: Any = None, name: str = name, case: Case = case) -> None:
-            own = {"steps": case.adapt_steps, "lr": case.adapt_lr}
-            cells[f"{name}-{arm}"] = Cell(case=name, arm=arm, protected=arm, **own)
-            if stage:
-                swept[f"{name}-{arm}"] = SweepCell(case=name, arm=arm, stage=stage, **made_from(arm, stage, name))
-
-        cells[f"{name}-pretrained"] = Cell(case=name, arm="pretrained", protected="full", steps=0)
-        for arm in (arm for arm in ERASERS if arm in case.baselines):
-            cells[f"{name}-{arm}{BEFORE}"] = Cell(case=name, arm=f"{arm}{BEFORE}", protected=arm, steps=0)
-        add("full")
-        for arm in (arm for arm in BASELINES if arm in case.baselines):
-            add(arm, stage=BASELINES[arm])
-        add("freezeasguard")
-        add("random")
-        for suffix in (*case.granularities, *case.sweep):
-            add(f"freezeasguard-{suffix}", stage="learn_mask")
-            add(f"random-{suffix}", stage="random_freeze")
-        for arm in case.controls:
-            add(arm, stage="learn_mask" if arm in ("one_shot", "zeroed_signal") else "random_freeze")
-    return cells, swept
+    def mask_block(self, case: str, arm: Arm | None = None) -> Mask:
+        """What a case's masks are learned with, of an arm's granularity; the simulated user has the real one's rate."""
+        found = self.mask
+        if arm is not None and arm.granularity != "tensor":
+            found = found.with_(granularity=arm.granularity)
+        return found if found.user_lr is not None else found.with_(user_lr=self.adapt_block(case).lr)
 
 
 def parse_params(values: Any, source: Path) -> Params:
@@ -644,56 +355,3 @@ def load_params(path: Path = PARAMS) -> Params:
         return parse_params(yaml.safe_load(text), path)
     except yaml.YAMLError as error:
         raise FreezeAsGuardError(f"{path} is not YAML: {error}") from None
-
-
-def profile_names() -> list[str]:
-    folder = resources.files("freezeasguard.settings") / "profiles"
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-
-
-def profile_text(name: str) -> str:
-    if name not in profile_names():
-        raise FreezeAsGuardError(f"there is no profile {name!r}; choose one of {', '.join(profile_names())}")
-    return (resources.files("freezeasguard.settings") / "profiles" / f"{name}.yaml").read_text()
-
-
-def write_profile(name: str, path: Path = PARAMS) -> None:
-    """Replace params.yaml by the profile, and its cells; git shows what changed."""
-    text = profile_text(name)
-    params = parse_params(yaml.safe_load(text), Path(f"profiles/{name}.yaml"))
-    with write_atomically(path) as temporary:
-        temporary.write_text(text)
-    write_json(path.parent / CELLS, _cells_content(params))
-
-
-def update_params(path: Path, changed: dict[str, Any]) -> None:
-    """Replace whole top-level blocks, leaving everything else of the file, comments too, as it is."""
-    from ruamel.yaml import YAML
-
-    yaml_file = YAML()
-    yaml_file.preserve_quotes = True
-    yaml_file.width = 4096  # flow lists stay on one line
-    values = yaml_file.load(path.read_text())
-    values.update(changed)
-    with write_atomically(path) as temporary, temporary.open("w") as file:
-        yaml_file.dump(values, file)
-
-
-def write_cells(path: Path = PARAMS) -> None:
-    """Derive the cells beside `path` from its cases again."""
-    write_json(path.parent / CELLS, _cells_content(load_params(path)))
-
-
-def check_cells(params: Params, path: Path = CELLS) -> None:
-    """Refuse a file of cells that the cases have outgrown: dvc.yaml would run others than the tables ask for."""
-    remedy = "run `freezeasguard cells`"
-    found = read_json(path, remedy)
-    for key, expected in _cells_content(params).items():
-        block = found.get(key, {}) if isinstance(found, dict) else {}
-        if odd := sorted(name for name in {*block, *expected} if block.get(name) != expected.get(name)):
-            raise FreezeAsGuardError(f"{path}: {key} does not match the cases of params.yaml (see {odd[0]}); {remedy}")
-
-
-def _cells_content(params: Params) -> dict[str, dict[str, Any]]:
-    blocks = {"cells": params.cells, "sweep_cells": params.sweep_cells}
-    return {key: {name: cell.model_dump() for name, cell in block.items()} for key, block in blocks.items()}

@@ -1,0 +1,90 @@
+"""The methods by name: what protects a model, what it reads, and how tables and figures call it.
+
+Light on purpose: params.yaml, tables and figures read it without loading a network. A new method is one file - a
+module with `protect(inputs: Inputs) -> Protected` - and one line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal
+
+from freezeasguard.errors import FreezeAsGuardError
+
+PACKAGE = "freezeasguard.protections"
+
+
+@dataclass(frozen=True)
+class Method:
+    label: str
+    """As tables print it; {share} stands for how much the arm freezes, e.g. "30% of rows"."""
+    module: str
+    """Below `freezeasguard.protections`, or a dotted path of its own."""
+    reads: Literal["model", "latents", "finetuned"] = "model"
+    """What it looks at: the model alone; also the case's encoded images; also theta_ft."""
+    block: str = ""
+    """The block of params.yaml that it takes, if any."""
+    code: str = ""
+    """A package below `freezeasguard` that its module stands on, besides `models`."""
+    learned: bool = False
+    """Its mask was learned from a task signal, and so comes with diagnostics."""
+    control: bool = False
+    """A mask that the learned one must beat, for tables of masks; not one of the paper's arms."""
+    gate: bool = False
+    """It edits what the model knows: the model is also judged before any fine-tuning."""
+    color: str = "#8c8c8c"
+    """Okabe-Ito, told apart by the colour-blind."""
+    paper: str = ""
+    """The method of `paper_values.csv` that stands beside it."""
+
+    @property
+    def freezes(self) -> bool:
+        """Whether the arm has a freeze ratio."""
+        return "{share}" in self.label
+
+    @property
+    def import_path(self) -> str:
+        return self.module if "." in self.module else f"{PACKAGE}.{self.module}"
+
+    @property
+    def code_file(self) -> str:
+        """The module's file, as dvc.yaml names it."""
+        return f"{PurePosixPath('stages', *self.import_path.split('.'))}.py"
+
+    @property
+    def code_also(self) -> str:
+        """The package it stands on, as dvc.yaml names it; its own file where there is none."""
+        return f"stages/freezeasguard/{self.code}" if self.code else self.code_file
+
+
+METHODS: dict[str, Method] = {
+    "full": Method("Full FT", "unprotected", color="#0072b2", paper="full"),
+    "uce": Method("UCE", "uce", "latents", "uce", gate=True, color="#56b4e9", paper="uce"),
+    "uce_b": Method("UCE, reading B", "uce", "latents", "uce", gate=True, color="#999933"),
+    "imma": Method("IMMA", "imma", "latents", "imma", "users", color="#cc79a7", paper="imma"),
+    "freezeasguard": Method(
+        "FG-{share}",
+        "freezeasguard",
+        "finetuned",
+        "mask",
+        "masks",
+        learned=True,
+        color="#d55e00",
+        paper="freezeasguard",
+    ),
+    "random": Method("R-{share}", "random_freezing", color="#009e73", paper="random"),
+    "random_parameters": Method("R-{share} of parameters", "random_freezing", control=True),
+    "one_shot": Method("One shot, {share}", "freezeasguard", "finetuned", "mask", "masks", control=True),
+    "zeroed_signal": Method("Zeroed signal, {share}", "freezeasguard", "finetuned", "mask", "masks", control=True),
+    "magnitude": Method("Magnitude first, {share}", "heuristics", control=True),
+    "attention": Method("Attention first, {share}", "heuristics", control=True),
+    "convolutions": Method("Convolutions first, {share}", "heuristics", control=True),
+    "time_embedding": Method("Time embedding first, {share}", "heuristics", control=True),
+}
+
+
+def method_of(name: str) -> Method:
+    if name not in METHODS:
+        raise FreezeAsGuardError(f"there is no method {name!r}; choose from {', '.join(METHODS)}")
+    return METHODS[name]

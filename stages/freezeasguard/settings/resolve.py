@@ -1,0 +1,179 @@
+"""The stage `settings`: params.yaml with all presets and defaults filled in, one small file a stage and cell.
+
+Every later stage reads its own file alone, and DVC watches that file: what a stage can read of the settings is what
+it depends on, a new default or preset re-runs what it changes and nothing else, and the code that filled the values
+in needs no watching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from freezeasguard.arms import Arm
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import folder_atomically, read_json, write_json
+from freezeasguard.settings.blocks import Block, Seed
+from freezeasguard.settings.mask import Mask
+from freezeasguard.settings.methods import IMMA, UCE
+from freezeasguard.settings.params import Caption, Clean, Domain, Model, Params, Score
+from freezeasguard.settings.users import Adapt, Finetuning, Generate
+
+SETTINGS = Path("data/settings")
+AnyBlock = TypeVar("AnyBlock", bound=Block)
+
+
+class CrawlSettings(Block):
+    seed: Seed
+    domain: Domain
+    """Without what only later stages read: captions, the split's numbers, the scores."""
+
+
+class CaptionSettings(Block):
+    caption: Caption | None
+
+
+class SplitSettings(Block):
+    seed: Seed
+    mask_learning_images: int
+    held_out_images: int
+
+
+class SurveySettings(Block):
+    explicit: bool
+
+
+class EncodeSettings(Block):
+    seed: Seed
+    roles: str
+    illegal: int | list[str]
+    legal: int | list[str]
+
+
+class ReferenceSettings(Block):
+    seed: Seed
+    scores: list[str]
+    score: Score
+
+
+class RelearnSettings(Block):
+    seed: Seed
+    users: str
+    """joint or per_side, as the masks' preset simulates them."""
+    finetuning: Finetuning
+
+
+class ProtectSettings(Block):
+    seed: Seed
+    arm: str
+    rho: float
+    mask: Mask | None = None
+    uce: UCE | None = None
+    imma: IMMA | None = None
+    own: dict[str, Any] = {}
+    """The block of any other registered method."""
+    concepts: list[str] = []
+    guide: str = " "
+
+
+class AdaptSettings(Block):
+    seed: Seed
+    finetuning: Adapt
+
+
+class GenerateSettings(Block):
+    seed: Seed
+    generate: Generate
+
+
+class ScoreSettings(Block):
+    seed: Seed
+    arms: list[str]
+    scores: list[str]
+    score: Score
+
+
+def _domain_for_crawl(domain: Domain) -> Domain:
+    later = {"caption", "explicit", "mask_learning_images", "held_out_images", "scores"}
+    return Domain.model_validate(domain.model_dump(exclude=later))
+
+
+def protect_settings(params: Params, case: str, arm: Arm) -> ProtectSettings:
+    """Only what the arm's method reads: another block's change makes no new mask."""
+    own: dict[str, Any] = {}
+    block = arm.kind.block
+    if block == "mask":
+        own["mask"] = params.mask_block(case, arm)
+    elif block == "uce":
+        concepts = params.cases[case].concepts if params.roles == "given" else []
+        own |= {"uce": params.uce, "concepts": concepts, "guide": params.cases[case].guide}
+    elif block == "imma":
+        own["imma"] = params.imma
+    elif block:
+        own["own"] = params.methods.get(block, {})
+    seed = 0 if arm.method in ("full", "uce", "uce_b") else params.seed  # nothing is drawn
+    return ProtectSettings(seed=seed, arm=arm.name, rho=arm.rho(params.rho), **own)
+
+
+def resolved(params: Params) -> Iterator[tuple[str, Block]]:
+    """(file name without suffix, settings) of every stage that takes any."""
+    seed = params.seed
+    for name, model in params.models.items():
+        yield f"fetch/{name}", model
+    for name, domain in params.domains.items():
+        yield f"crawl/{name}", CrawlSettings(seed=seed, domain=_domain_for_crawl(domain))
+        yield f"caption/{name}", CaptionSettings(caption=domain.caption)
+        yield (
+            f"split/{name}",
+            SplitSettings(
+                seed=seed,
+                mask_learning_images=domain.mask_learning_images,
+                held_out_images=domain.held_out_images,
+            ),
+        )
+        yield f"survey/{name}", SurveySettings(explicit=domain.explicit)
+    for name, case in params.cases.items():
+        scores = list(params.domain_of(name).score_names())
+        sides = {"illegal": case.illegal, "legal": case.legal}
+        yield f"encode/{name}", EncodeSettings(seed=seed, roles=params.roles, **sides)
+        yield f"reference/{name}", ReferenceSettings(seed=seed, scores=scores, score=params.score)
+        yield f"relearn/{name}", RelearnSettings(seed=seed, users=params.mask.users, finetuning=params.relearn)
+        yield f"generate/{name}", GenerateSettings(seed=seed, generate=params.generate)
+        yield f"score/{name}", ScoreSettings(seed=seed, arms=case.arms, scores=scores, score=params.score)
+    for case, arm in params.protected:
+        yield f"protect/{case}-{arm.name}", protect_settings(params, case, arm)
+    for case, arm in params.cells:
+        yield f"adapt/{case}-{arm.name}", AdaptSettings(seed=seed, finetuning=params.adapt_block(case, arm))
+
+
+REPORTED = "reports"
+"""What tables, figures, the page and MLflow read: all of it."""
+
+
+def write_settings(params: Params, out: Path = SETTINGS) -> int:
+    """Write every stage's file and `reports.json`; returns how many."""
+    everything = params.model_copy(
+        update={"workers": 1, "device": "auto"}  # say nothing of the machine: they change no result
+    )
+    with folder_atomically(out) as temporary:
+        files = [*resolved(params), (REPORTED, everything)]
+        for name, block in files:
+            write_json(temporary / f"{name}.json", block.model_dump(mode="json"))
+    return len(files)
+
+
+def read_settings(block: type[AnyBlock], name: str, folder: Path = SETTINGS) -> AnyBlock:
+    """The settings of one stage and cell, e.g. `read_settings(AdaptSettings, "adapt/portraits-full")`."""
+    path = folder / f"{name}.json"
+    if not path.is_file() and (path.parent.is_dir() or folder.is_dir()):
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
+        stage, _, key = name.partition("/")
+        raise FreezeAsGuardError(f"params.yaml has no {key!r} for the stage {stage}; it has {known}")
+    values = read_json(path, "run `dvc repro settings`")
+    return block.model_validate(values)
+
+
+def read_reported(folder: Path = SETTINGS) -> Params:
+    """All settings, as the reports need them."""
+    return read_settings(Params, REPORTED, folder)

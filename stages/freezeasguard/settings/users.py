@@ -1,0 +1,40 @@
+"""How users fine-tune (paper, App. E), and how the images of their models are made."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from freezeasguard.settings.blocks import Block, NotNegative, Positive, PositiveFloat
+
+
+class Finetuning(Block):
+    """AdamW at a constant rate, as the paper's users train."""
+
+    steps: Annotated[int, Field(ge=0)]
+    batch_size: Positive
+    lr: PositiveFloat
+    weight_decay: NotNegative = 1e-2
+    max_grad_norm: PositiveFloat = 1.0
+    flip: bool = True
+    checkpoint_steps: Positive = 50
+
+
+class Adapt(Finetuning):
+    """The users after protection."""
+
+    attacker: str = "compliant"
+    """A name out of `users.attackers`: what the user does with the mask."""
+
+
+class Generate(Block):
+    """Which images are made of an adapted model, and how."""
+
+    steps: Positive
+    guidance_scale: Annotated[float, Field(ge=1)]
+    prompts_per_side: Positive
+    """Of the adaptation split, what the paper's evaluation uses; dealt evenly to the classes, one each at least."""
+    held_out_prompts_per_side: Annotated[int, Field(ge=0)]
+    images_per_prompt: Positive
+    batch_size: Positive
