@@ -1,16 +1,17 @@
 """The illegal and the legal user fine-tune the model of one arm."""
 
-from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.arms import Arm
+from freezeasguard.commands import DATA, AnArm, Case, Model, machine, run
 from freezeasguard.models.latents import CaseData
+from freezeasguard.settings.resolve import AdaptSettings, read_settings
 from freezeasguard.users.adapt import adapt_cell
 
 
-def main(case: str, arm: str) -> None:
-    params = load(case)
-    data = CaseData.load(DATA / "latents" / case)
-    protected = DATA / "protected" / params.protected(case, arm)
-    out = DATA / "adapted" / case / arm
-    adapt_cell(params, case, arm, model_path(params, case), protected, data, out)
+def main(case: Case, arm: AnArm, model: Model) -> None:
+    settings = read_settings(AdaptSettings, f"adapt/{case}-{arm}")
+    protected = DATA / "protected" / case / Arm.parse(arm).protected.name
+    data, out = CaseData.load(DATA / "latents" / case), DATA / "adapted" / case / arm
+    adapt_cell(settings, DATA / "fetched" / model, protected, data, out, f"{case}-{arm}", **machine()._asdict())
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Bring a model here at its pinned revision, and say by hashes which weights it has."""
 
-from freezeasguard.commands import DATA, load, model_folder, run
-from freezeasguard.files import write_json
-from freezeasguard.models.fetch import check_model_folder, fetch_model, weight_hashes
+from freezeasguard.commands import DATA, Model, run
+from freezeasguard.models.fetch import fetch_model
+from freezeasguard.settings.params import Model as ModelSettings
+from freezeasguard.settings.resolve import read_settings
 
 
-def main(model: str) -> None:
-    params = load()
-    folder = model_folder(params, model)
-    if params.models[model].repo is not None:
-        fetch_model(params.models[model], folder)
-    write_json(DATA / "fetched" / f"{model}.json", {"files": weight_hashes(check_model_folder(folder))})
+def main(model: Model) -> None:
+    fetch_model(read_settings(ModelSettings, f"fetch/{model}"), DATA / "fetched" / model)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Draw the masks over the tensors, the loss curves, and the sample grid."""
+"""Draw the masks over the tensors, the loss curves, the trade-off, and the sample grid."""
 
-from freezeasguard.commands import DATA, REPORTS, load, model_path, run
+from freezeasguard.commands import DATA, REPORTS, rendered, run
 from freezeasguard.reports.figures import write_figures
+from freezeasguard.settings.resolve import read_reported
 
 
 def main() -> None:
-    params = load()
-    models = {case: model_path(params, case) for case in params.cases}
-    for path in write_figures(params, DATA, REPORTS / "figures", models):
-        print(path)
+    written = write_figures(read_reported(), DATA, REPORTS)
+    print("\n".join(map(str, written)))
+    rendered("figures", written)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """Train the miniature model and its scorers, put them together, and measure their gates."""
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from freezeasguard.commands import DATA, SCORERS, run
 from freezeasguard.errors import FreezeAsGuardError
@@ -9,7 +12,11 @@ from freezeasguard.miniature.measure import measure_gates
 from freezeasguard.miniature.recipe import assemble, run_recipe
 
 
-def main(work: Path = DATA / "pretrain", model: Path = DATA / "models" / "tiny-1.5", scorers: Path = SCORERS) -> None:
+def main(
+    work: Annotated[Path, typer.Option(help="Where the parts are trained.")] = DATA / "pretrain",
+    model: Annotated[Path, typer.Option(help="The diffusers folder to write.")] = DATA / "models" / "tiny-1.5",
+    scorers: Annotated[Path, typer.Option(help="The folder of its scorers.")] = SCORERS,
+) -> None:
     run_recipe(work)
     assemble(work, model, scorers)
     gates = measure_gates(model, scorers)

@@ -1,14 +1,16 @@
 """Fine-tune the plain model fully on the mask-learning halves: theta_ft of Algorithm 1."""
 
-from freezeasguard.commands import DATA, load, model_path, run
+from freezeasguard.commands import DATA, Case, Model, machine, run
 from freezeasguard.models.latents import CaseData
-from freezeasguard.users.adapt import relearn_case
+from freezeasguard.settings.resolve import RelearnSettings, read_settings
+from freezeasguard.users.relearn import relearn_case
 
 
-def main(case: str) -> None:
-    params = load(case)
+def main(case: Case, model: Model) -> None:
+    settings = read_settings(RelearnSettings, f"relearn/{case}")
     data = CaseData.load(DATA / "latents" / case)
-    relearn_case(params, case, model_path(params, case), data, DATA / "finetuned" / case)
+    out, label = DATA / "finetuned" / case, f"{case}-relearn"
+    relearn_case(settings, DATA / "fetched" / model, data, out, label, **machine()._asdict())
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """One page with the tables, the figures and the mask's diagnostics."""
 
-from freezeasguard.commands import DATA, REPORTS, load, run
+from freezeasguard.commands import DATA, REPORTS, rendered, run
 from freezeasguard.reports.report import write_report
+from freezeasguard.settings.resolve import read_reported
 
 
 def main() -> None:
-    print(write_report(load(), DATA, REPORTS))
+    page = write_report(read_reported(), DATA, REPORTS)
+    print(page)
+    rendered("report", [page])
 
 
 if __name__ == "__main__":

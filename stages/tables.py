@@ -1,12 +1,15 @@
-"""Render the paper's tables: our values with intervals, the paper's beside them."""
+"""Render the paper's tables - our values with intervals, the paper's beside them - and what the masks are made of."""
 
-from freezeasguard.commands import REPORTS, load, run
+from freezeasguard.commands import DATA, REPORTS, rendered, run
 from freezeasguard.reports.tables import write_tables
+from freezeasguard.settings.resolve import read_reported
 
 
 def main() -> None:
-    for path in write_tables(load(), REPORTS):
+    written = write_tables(read_reported(), REPORTS, DATA)
+    for path in written:
         print(f"\n{path}\n\n{path.read_text()}")
+    rendered("tables", written)
 
 
 if __name__ == "__main__":

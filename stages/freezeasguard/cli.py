@@ -16,7 +16,7 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 @cli.command()
 def profile(name: Annotated[str | None, typer.Argument(help="Its name; without one, the list.")] = None) -> None:
     """Replace params.yaml, and the cells in data/cells.json, by a profile."""
-    from freezeasguard.settings.params import profile_names, write_profile
+    from freezeasguard.settings.profiles import profile_names, write_profile
 
     if name is None:
         print("\n".join(profile_names()))
@@ -27,22 +27,43 @@ def profile(name: Annotated[str | None, typer.Argument(help="Its name; without o
 
 @cli.command()
 def cells() -> None:
-    """Derive data/cells.json from the cases of params.yaml again, e.g. after editing a sweep."""
-    from freezeasguard.settings.params import write_cells
+    """Derive data/cells.json from the cases of params.yaml again, e.g. after editing a case's arms."""
+    from freezeasguard.settings.profiles import write_cells
 
     write_cells()
 
 
 @cli.command()
-def check() -> None:
-    """Check params.yaml and its cells, and say what it will run."""
-    from freezeasguard.settings.params import check_cells, load_params
+def check(
+    short: Annotated[bool, typer.Option("--short", help="Only what will run, not every resolved setting.")] = False,
+) -> None:
+    """Check params.yaml and its cells; say what it will run, and every setting with where it came from."""
+    from freezeasguard.settings.origins import origins
+    from freezeasguard.settings.params import load_params
+    from freezeasguard.settings.profiles import check_cells
 
     params = load_params()
     check_cells(params)
-    print(f"profile {params.profile}: rho {params.rho}, mask preset {params.mask.preset}, {len(params.cells)} cells")
+    shown = f"rho {params.rho:g}, seed {params.seed}, roles {params.roles}, mask preset {params.mask.preset}"
+    print(f"profile {params.profile}: {shown}, {len(params.cells)} cells")
     for name, case in params.cases.items():
-        print(f"  {name} (Table {case.table}): {', '.join(params.arms(name))}")
+        print(f"  {name} (Table {case.table}): {', '.join(case.arms)}")
+    if short:
+        return
+    found = origins()
+    widths = [max(len(str(row[column])) for row in found) for column in (0, 1)]
+    for key, value, origin in found:
+        print(f"{key:<{widths[0]}}  {value!s:<{min(widths[1], 40)}}  {origin}")
+
+
+@cli.command()
+def collect() -> None:
+    """Gather the cells of all DVC experiments into reports/study/cells.csv, and average them into tables."""
+    from freezeasguard.reports.collect import collect_cells
+    from freezeasguard.reports.study import write_study_tables
+
+    for path in write_study_tables(collect_cells(Path())):
+        print(f"\n{path}\n\n{path.read_text()}")
 
 
 @cli.command("new-case")

@@ -1,4 +1,4 @@
-"""What every stage command shares: its paths, its parameters, and how its errors are shown."""
+"""What every stage command shares: its paths, its arguments, and how its errors are shown."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+import typer
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.models.fetch import check_model_folder
-from freezeasguard.settings.params import Params, check_cells, load_params
+from freezeasguard.files import write_json
 
 DATA = Path("data")
 REPORTS = Path("reports")
 SCORERS = DATA / "models" / "scorers"
 
+Domain = Annotated[str, typer.Argument(help="A domain of params.yaml, e.g. portraits.")]
+Model = Annotated[str, typer.Argument(help="A model of params.yaml, e.g. tiny-1.5.")]
+Case = Annotated[str, typer.Argument(help="A case of params.yaml, e.g. portraits.")]
+AnArm = Annotated[str, typer.Argument(help="An arm of the case, e.g. full, uce-before, random-70.")]
+
 
 def run(command: Callable[..., Any]) -> None:
     """Run a stage's command under Typer; an expected error is one line and exit code 1."""
     import gc
-
-    import typer
 
     gc.freeze()  # what was imported stays anyway
     gc.enable()
@@ -30,6 +34,7 @@ def run(command: Callable[..., Any]) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    command.__doc__ = command.__doc__ or sys.modules[command.__module__].__doc__
     try:
         typer.run(command)
     except FreezeAsGuardError as error:
@@ -37,19 +42,28 @@ def run(command: Callable[..., Any]) -> None:
         raise SystemExit(1) from None
 
 
-def model_path(params: Params, case: str) -> Path:
-    """The case's model folder, checked; the stage `fetch` brings hub models there."""
-    return check_model_folder(model_folder(params, params.cases[case].model))
+class Machine(NamedTuple):
+    """What params.yaml says of the machine: no stage is run again for it, as no result depends on it."""
+
+    device: str
+    workers: int
 
 
-def model_folder(params: Params, model: str) -> Path:
-    return params.models[model].path or DATA / "hub" / model
+def machine() -> Machine:
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path("params.yaml").read_text())
+        device, workers = values.get("device", "auto"), int(values["workers"])
+    except FileNotFoundError:
+        raise FreezeAsGuardError("params.yaml is missing; run `freezeasguard profile tiny`") from None
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FreezeAsGuardError(f"params.yaml: workers and device cannot be read ({error!r})") from None
+    from freezeasguard.workers import resolve_device
+
+    return Machine(resolve_device(device), workers)
 
 
-def load(case: str | None = None) -> Params:
-    """The checked parameters; an unknown case is refused here, and a data/cells.json of other cases."""
-    params = load_params()
-    check_cells(params)
-    if case is not None and case not in params.cases:
-        raise FreezeAsGuardError(f"params.yaml has no case {case!r}; it has {', '.join(params.cases)}")
-    return params
+def rendered(stage: str, files: list[Path]) -> None:
+    """Leave a mark outside git, so that a fresh clone renders once though its reports came with git."""
+    write_json(DATA / "rendered" / f"{stage}.json", [str(path) for path in files])

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from freezeasguard.data.collect import IMAGE_SUFFIXES, slug, spoken
+from freezeasguard.data.sources.base import IMAGE_SUFFIXES, slug, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
-from freezeasguard.settings.params import PARAMS, update_params, write_cells
+from freezeasguard.settings.params import PARAMS
+from freezeasguard.settings.profiles import update_params, write_cells
 
 LISTINGS = Path("data/cases")
 MIN_IMAGES = 10
@@ -69,7 +70,7 @@ def add_case(
     }
     case: dict[str, Any] = {"domain": name, "model": model_name, "table": None}
     case |= {side: [slug(c) for c in classes] for side, classes in sides.items()}
-    case["sweep"] = []
+    case["arms"] = ["pretrained", "full", "freezeasguard", "random"]
     changed = {
         "domains": {name: domain} if only else {**values["domains"], name: domain},
         "models": models,

@@ -1,0 +1,50 @@
+"""Where each resolved setting came from: the profile, an edit of params.yaml, a mask preset, or a field's default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from freezeasguard.settings.mask import layered
+from freezeasguard.settings.params import PARAMS, Params, load_params
+from freezeasguard.settings.profiles import profile_names, profile_text
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; lists are values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def origins(path: Path = PARAMS) -> list[tuple[str, Any, str]]:
+    """(key, resolved value, where it came from) of every setting, in the order of the blocks."""
+    params: Params = load_params(path)
+    written = yaml.safe_load(path.read_text())
+    known = params.profile in profile_names()
+    own = dict(leaves(written))
+    of_profile = dict(leaves(yaml.safe_load(profile_text(params.profile)))) if known else {}
+    mask_origins = layered(written.get("mask") or {})[1]
+
+    def origin(key: str) -> str:
+        block, _, rest = key.partition(".")
+        if block == "mask" and not rest.startswith("of_profile"):
+            found = mask_origins.get(rest, "default")
+            if found != "params.yaml":
+                return found
+        elif key not in own:
+            return "default"
+        if key in of_profile and of_profile[key] == own.get(key):
+            return f"profile {params.profile}"
+        return f"params.yaml (profile {params.profile}: {of_profile[key]})" if key in of_profile else "params.yaml"
+
+    resolved = params.model_dump(mode="json", exclude={"mask": {"of_profile"}})
+    found = [(key, value, origin(key)) for key, value in leaves(resolved)]
+    if params.mask.user_lr is None:
+        found = [(k, "the case's adapt.lr" if k == "mask.user_lr" else v, o) for k, v, o in found]
+    return found
