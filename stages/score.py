@@ -11,7 +11,14 @@ def main(case: Case, domain: Domain) -> None:
     data = CaseData.load(DATA / "latents" / case)
     folders = {name: DATA / name / case for name in ("images", "adapted", "reference")}
     folders |= {"raw": DATA / "raw" / domain, "scorers": SCORERS}
-    score_case(settings, data, **folders, out=DATA / "scores" / case, reports=REPORTS / "scores" / case, threads=machine().workers)
+    score_case(
+        settings,
+        data,
+        **folders,
+        out=DATA / "scores" / case,
+        reports=REPORTS / "scores" / case,
+        threads=machine().workers,
+    )
 
 
 if __name__ == "__main__":
