@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from freezeasguard.data.collect import collect
+from freezeasguard.data.crawl import collect
 from freezeasguard.data.drawn_people import famous_figures, other_figures
 from freezeasguard.data.split import assign_sides, n_mask_learning, perceptual_hashes, split
 from freezeasguard.errors import FreezeAsGuardError

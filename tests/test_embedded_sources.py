@@ -13,8 +13,8 @@ from PIL import Image, ImageColor
 from transformers import CLIPTokenizer
 
 from freezeasguard.data import illustrators, logos, orl
-from freezeasguard.data.collect import SOURCES, Item, collect
 from freezeasguard.data.colors import color_name
+from freezeasguard.data.crawl import SOURCES, Item, collect
 from freezeasguard.data.drawn_people import BACKGROUNDS, SKINS, famous_figures, other_figures, style_definition
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain

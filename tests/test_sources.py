@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from freezeasguard.data.clean import Cleaner, near_duplicates, perceptual_hash, square
-from freezeasguard.data.collect import collect
+from freezeasguard.data.crawl import collect
 from freezeasguard.data.download import DownloadLog, Limits, fetch, refuse_address, unpack_zip
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Archive, Clean, Crawl, Domain, Hub, Query

@@ -48,10 +48,16 @@ class Caption(Block):
     """BLIP-2, for images whose source ships no caption (paper, App. C)."""
 
     model: str = "Salesforce/blip2-opt-2.7b"
+    """A folder of `Blip2ForConditionalGeneration` and its processor, or their hub id."""
     revision: str | None = None
-    prompt: str = "a photo of {subject} which shows"
+    """The hub's commit; a folder has none."""
+    prompt: Annotated[str, Field(pattern=r"\{subject\}")] = "a photo of {subject} which shows"
+    """With {subject} where the class's name goes."""
     batch_size: Positive = 16
     max_new_tokens: Positive = 40
+    """Room for a caption; one that does not end in it is taken for a runaway."""
+    checkpoint_images: Positive = 64
+    """A killed run loses at most a batch; a power cut at most this many images (or a batch, if larger)."""
 
 
 class Archive(Block):

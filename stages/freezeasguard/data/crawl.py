@@ -242,7 +242,7 @@ SOURCES: dict[str, Callable[[Domain, Path, int], Iterator[Item]]] = {
 }
 
 
-def collect(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.DataFrame:
+def crawl_domain(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.DataFrame:
     """Write images and a manifest; every image that was left out keeps its row and its reason.
 
     Files are named by the hash of their content, so that a rerun gives the same tree. What a class, or

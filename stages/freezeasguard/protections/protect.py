@@ -1,9 +1,10 @@
-"""What a method is given: one object for all, so that the stage `protect` knows no method by name."""
+"""Protect a model: what a method is given, and the one way in which its outcome is written."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Folders are read when a method asks for them: a blind one never opens the latents."""
+    """What any method may look at, so that the stage `protect` knows none of them by name.
+
+    Folders are read when a method asks for them: a blind one never opens the latents.
+    """
 
     settings: ProtectSettings
     model: Path
@@ -46,3 +50,11 @@ class Inputs:
         from freezeasguard.models.latents import CaseData
 
         return CaseData.load(self.latents)
+
+
+def protect_case(inputs: Inputs, out: Path) -> None:
+    """Fill the protected-model folder `out` by the arm's method (see `models.protected`)."""
+    from freezeasguard.models.protected import write_for
+
+    method = import_module(inputs.arm.kind.import_path)
+    write_for(inputs.tensors, out, method.protect(inputs))
