@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.images import read_images
 from freezeasguard.models.latents import CaseData
@@ -23,7 +24,6 @@ from freezeasguard.scores.networks.inception import kernel_distance
 from freezeasguard.scores.networks.recogniser import PRESENCE_THRESHOLD, Recogniser, auc, identity_distance, pair_auc
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.scores.statistics import Interval, bootstrap_interval, resample_clusters
-from freezeasguard.settings.params import BEFORE, split_arm
 from freezeasguard.settings.params import Score as ScoreConfig
 from freezeasguard.sides import SIDES
 
@@ -392,12 +392,11 @@ def compared_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
 
     An eraser before any fine-tuning is compared with the pretrained model: its gate.
     """
-    trained = [arm for arm in arms if arm not in ("pretrained", "full")]
-    pairs = [(arm, "pretrained" if arm.endswith(BEFORE) else "full") for arm in trained]
-    for arm in arms:
-        method, _ = split_arm(arm)
-        if method.startswith("freezeasguard") and (rival := arm.replace("freezeasguard", "random", 1)) in arms:
-            pairs.append((arm, rival))
+    ends = ("pretrained", "full")
+    pairs = [(arm, ends[0] if Arm.parse(arm).before else ends[1]) for arm in arms if arm not in ends]
+    for arm in map(Arm.parse, arms):
+        if arm.kind.learned and arm.random_twin.name in arms:
+            pairs.append((arm.name, arm.random_twin.name))
     return pairs
 
 
