@@ -9,11 +9,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from freezeasguard.data.crawl import collect
-from freezeasguard.data.drawn_people import famous_figures, other_figures
+from freezeasguard.data.crawl import crawl_domain
+from freezeasguard.data.embedded.drawn_people import famous_figures, other_figures
 from freezeasguard.data.split import assign_sides, n_mask_learning, perceptual_hashes, split
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
+from freezeasguard.settings.resolve import SplitSettings
 
 
 def test_pretraining_figures_are_others() -> None:
@@ -28,13 +29,15 @@ def test_pretraining_figures_are_others() -> None:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
     out = tmp_path_factory.mktemp("raw") / "portraits"
-    return out, collect(Domain(source="embedded-figures", images_per_class=12), out, out.parent / "downloads", seed=0)
+    return out, crawl_domain(
+        Domain(source="embedded-figures", images_per_class=12), out, out.parent / "downloads", seed=0
+    )
 
 
 def _split(drawn: tuple[Path, pd.DataFrame], seed: int) -> pd.DataFrame:
     out, manifest = drawn
     hashes = perceptual_hashes([Image.open(out / p).convert("RGB") for p in manifest["path"]])
-    return split(manifest, hashes, Domain(source="embedded-figures", held_out_images=2), seed)
+    return split(manifest, hashes, SplitSettings(seed=seed, mask_learning_images=100, held_out_images=2))
 
 
 def test_manifest_has_licence_source_and_hash(drawn: tuple[Path, pd.DataFrame]) -> None:
@@ -58,7 +61,7 @@ def test_near_duplicates_stay_in_one_part_and_never_cross_classes() -> None:
     table = pd.DataFrame({"path": [f"{i}" for i in range(24)], "class": ["a"] * 12 + ["b"] * 12})
     table["sha256"] = table["path"]
     hashes = [f"h{i // 3}" for i in range(12)] + ["h0"] + [f"g{i}" for i in range(11)]
-    result = split(table, hashes, Domain(source="embedded-figures", held_out_images=1), 0)
+    result = split(table, hashes, SplitSettings(seed=0, mask_learning_images=100, held_out_images=1))
     assert len(result) == 24 - 4  # h0 shows up in both classes: all four are left out
     assert (result.groupby("group")["part"].nunique() == 1).all()
 
@@ -70,7 +73,7 @@ def test_paper_counts() -> None:
 def test_class_with_too_few_images_is_named() -> None:
     table = pd.DataFrame({"path": list("abc"), "class": "few", "sha256": list("abc")})
     with pytest.raises(FreezeAsGuardError, match="'few' has 3 images"):
-        split(table, list("abc"), Domain(source="embedded-figures", held_out_images=2), 0)
+        split(table, list("abc"), SplitSettings(seed=0, mask_learning_images=100, held_out_images=2))
 
 
 def test_sides_are_seeded_and_disjoint() -> None:
@@ -92,7 +95,7 @@ def test_folder_keeps_account_of_unreadable_and_repeated_images(tmp_path: Path) 
         _save(tmp_path / f"in/jane_doe/{i}.png", i)
     _save(tmp_path / "in/jane_doe/copy.png", 0)
     (tmp_path / "in/jane_doe/torn.jpg").write_bytes(b"\xff\xd8\xff torn")
-    manifest = collect(Domain(source="folder", path=tmp_path / "in"), tmp_path / "out", tmp_path / "downloads", 0)
+    manifest = crawl_domain(Domain(source="folder", path=tmp_path / "in"), tmp_path / "out", tmp_path / "downloads", 0)
     kinds = manifest["status"].str.replace(r" of .*", "", regex=True).value_counts().to_dict()
     assert kinds == {"ok": 3, "duplicate": 1, "unreadable: no image": 1}
     assert set(manifest["subject"]) == {"Jane Doe"}
@@ -108,5 +111,5 @@ def test_bad_folders_leave_nothing_behind(tmp_path: Path, broken: str) -> None:
     if broken == "unreadable":
         (root / "someone/a.png").write_text("no image")
     with pytest.raises(FreezeAsGuardError, match=str(root)):
-        collect(Domain(source="folder", path=root), tmp_path / "out", tmp_path / "downloads", 0)
+        crawl_domain(Domain(source="folder", path=root), tmp_path / "out", tmp_path / "downloads", 0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ([] if broken == "missing" else ["in"])

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from freezeasguard.data.clean import Cleaner, near_duplicates, perceptual_hash, square
-from freezeasguard.data.crawl import collect
+from freezeasguard.data.crawl import crawl_domain
 from freezeasguard.data.download import DownloadLog, Limits, fetch, refuse_address, unpack_zip
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Archive, Clean, Crawl, Domain, Hub, Query
@@ -29,7 +29,7 @@ def web() -> Iterator[tuple[str, Any]]:
         yield served
 
 
-def crawl_domain(address: str, **overrides: Any) -> Domain:
+def web_domain(address: str, **overrides: Any) -> Domain:
     settings: dict[str, Any] = {
         "engine": "page",
         "search_url": address + "/search?q={query}&p={page}",
@@ -51,7 +51,7 @@ def statuses(manifest: pd.DataFrame) -> dict[str, str]:
 
 def test_a_result_page_brings_good_images_and_a_reason_for_every_other(tmp_path: Path, web: Any) -> None:
     address, hits = web
-    manifest = collect(crawl_domain(address), tmp_path / "raw", tmp_path / "downloads", 0)
+    manifest = crawl_domain(web_domain(address), tmp_path / "raw", tmp_path / "downloads", 0)
     found = statuses(manifest)
     assert [found[f"{i}.jpg"] for i in (2, 3, 4, 5)] == ["ok"] * 4
     assert found["redirect.jpg"] == "ok" and found["missing.jpg"] == "http 404"
@@ -76,8 +76,8 @@ def test_a_result_page_brings_good_images_and_a_reason_for_every_other(tmp_path:
 def test_almost_equal_images_are_one(tmp_path: Path, web: Any) -> None:
     address, _ = web
     urls = [f"{address}/good/1.jpg", f"{address}/almost.jpg", f"{address}/good/2.jpg"]
-    domain = crawl_domain(address, engine="url-list", classes={"a": Query(urls=urls[:1]), "b": Query(urls=urls[1:])})
-    manifest = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    domain = web_domain(address, engine="url-list", classes={"a": Query(urls=urls[:1]), "b": Query(urls=urls[1:])})
+    manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     by_url = dict(zip(manifest["source"], manifest["status"], strict=True))
     assert by_url[urls[0]] == by_url[urls[2]] == "ok"
     assert by_url[urls[1]].startswith("near-duplicate of images/a/")  # across classes
@@ -85,11 +85,11 @@ def test_almost_equal_images_are_one(tmp_path: Path, web: Any) -> None:
 
 def test_a_rerun_fetches_only_what_may_have_changed(tmp_path: Path, web: Any) -> None:
     address, hits = web
-    domain = crawl_domain(address)
-    first = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    domain = web_domain(address)
+    first = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     files = {p: p.read_bytes() for p in sorted((tmp_path / "raw/images").rglob("*.png"))}
     hits.clear()
-    second = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    second = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     fetched = {path for path in hits if path not in ("/search", "/robots.txt")}
     assert fetched == {"/slow.jpg"}  # a timeout may be cured by another try, a 404 is final
     assert {p: p.read_bytes() for p in sorted((tmp_path / "raw/images").rglob("*.png"))} == files
@@ -100,13 +100,13 @@ def test_a_rerun_fetches_only_what_may_have_changed(tmp_path: Path, web: Any) ->
 def test_a_killed_crawl_goes_on(tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     address, hits = web
     urls = [f"{address}/good/{i}.jpg" for i in range(8)]
-    domain = crawl_domain(address, engine="url-list", classes={"a": Query(urls=urls)}, threads=1)
-    collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    domain = web_domain(address, engine="url-list", classes={"a": Query(urls=urls)}, threads=1)
+    crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     log = tmp_path / "downloads/log.jsonl"
     lines = log.read_text().splitlines()
     log.write_text("\n".join([*lines[:3], lines[3][:20]]))  # as a kill in the middle of a line leaves it
     hits.clear()
-    manifest = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     assert len(manifest) == 8 and (manifest["status"] == "ok").all()
     assert sum(n for path, n in hits.items() if path.startswith("/good/")) == 5
 
@@ -137,16 +137,16 @@ def test_engines_of_icrawler_use_our_downloader(
 
         monkeypatch.setattr(feeders[engine], "feed", feed)
         query = {"someone": Query(query="someone", images=2)}
-        domain = crawl_domain(address, engine=engine, classes=query, search_url=None)
-        manifest = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+        domain = web_domain(address, engine=engine, classes=query, search_url=None)
+        manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     assert (manifest["status"] == "ok").all() and 1 <= len(manifest) <= 3
 
 
 def test_an_engine_that_brings_nothing_says_so(tmp_path: Path, web: Any) -> None:
     address, _ = web
-    domain = crawl_domain(address, search_url=address + "/nothing?q={query}")
+    domain = web_domain(address, search_url=address + "/nothing?q={query}")
     with pytest.raises(FreezeAsGuardError, match="the engine page brought no image"):
-        collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+        crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     assert not (tmp_path / "raw").exists()
 
 
@@ -204,19 +204,19 @@ def test_archive_by_url_is_fetched_once_checked_and_unpacked(tmp_path: Path) -> 
         config = Archive(url=f"{address}/ff25.zip", sha256=digest, allow_private=True)
         domain = Domain(source="archive", archive=config)
         for _ in range(2):
-            manifest = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+            manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
         assert hits["/ff25.zip"] == 1
         assert set(manifest["subject"]) == {"Ann Lee", "Bo Ray"} and (manifest["status"] == "ok").sum() == 6
         wrong = Domain(source="archive", archive=config.model_copy(update={"sha256": "0" * 64}))
         with pytest.raises(FreezeAsGuardError, match="has sha256"):
-            collect(wrong, tmp_path / "raw2", tmp_path / "downloads", 0)
+            crawl_domain(wrong, tmp_path / "raw2", tmp_path / "downloads", 0)
 
 
 def test_archive_with_a_listing_uses_its_captions(tmp_path: Path) -> None:
     lines = [json.dumps({"path": "x/1.jpg", "class": "ann", "caption": "a photo of Ann"})]
     path = tmp_path / "a.zip"
     path.write_bytes(zipped({"set/metadata.jsonl": "\n".join(lines).encode(), "set/x/1.jpg": jpeg(3)}))
-    manifest = collect(Domain(source="archive", archive=Archive(path=path)), tmp_path / "raw", tmp_path / "d", 0)
+    manifest = crawl_domain(Domain(source="archive", archive=Archive(path=path)), tmp_path / "raw", tmp_path / "d", 0)
     assert manifest["caption"].tolist() == ["a photo of Ann"]
 
 
@@ -251,12 +251,12 @@ def test_listings_with_captions(tmp_path: Path, suffix: str) -> None:
     listing = tmp_path / f"list{suffix}"
     table = pd.DataFrame(rows)
     listing.write_text(table.to_csv(index=False) if suffix == ".csv" else table.to_json(orient="records", lines=True))
-    manifest = collect(Domain(source="folder", path=listing), tmp_path / "raw", tmp_path / "d", 0)
+    manifest = crawl_domain(Domain(source="folder", path=listing), tmp_path / "raw", tmp_path / "d", 0)
     assert manifest["status"].tolist() == ["ok", "missing file"]
     assert manifest["caption"].tolist() == ["hello", ""] and set(manifest["subject"]) == {"Ann Lee"}
     listing.write_text("a,b\n1,2\n" if suffix == ".csv" else '{"a": 1}\n')
     with pytest.raises(FreezeAsGuardError, match="has no column 'class'"):
-        collect(Domain(source="folder", path=listing), tmp_path / "raw2", tmp_path / "d", 0)
+        crawl_domain(Domain(source="folder", path=listing), tmp_path / "raw2", tmp_path / "d", 0)
 
 
 def test_datasets_loads_a_local_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,12 +270,12 @@ def test_datasets_loads_a_local_repository(tmp_path: Path, monkeypatch: pytest.M
         rows.append({"file_name": f"{i}.jpg", "text": f"a logo of brand {i}"})
     (repo / "train/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = Hub(repo=str(repo), caption_column="text", class_name="logos", licence="CC BY-NC 3.0")
-    manifest = collect(Domain(source="hf", hf=config), tmp_path / "raw", tmp_path / "d", 0)
+    manifest = crawl_domain(Domain(source="hf", hf=config), tmp_path / "raw", tmp_path / "d", 0)
     assert sorted(manifest["status"])[:3] == ["ok"] * 3 and sorted(manifest["status"])[3].startswith("unreadable")
     assert "a logo of brand 2" in set(manifest["caption"]) and set(manifest["licence"]) == {"CC BY-NC 3.0"}
     with pytest.raises(FreezeAsGuardError, match="has no column 'nothing'"):
         bad = config.model_copy(update={"caption_column": "nothing"})
-        collect(Domain(source="hf", hf=bad), tmp_path / "raw2", tmp_path / "d", 0)
+        crawl_domain(Domain(source="hf", hf=bad), tmp_path / "raw2", tmp_path / "d", 0)
 
 
 def test_a_hub_repository_needs_a_revision() -> None:
@@ -293,7 +293,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by 90 degrees: what was on the left is on top
     (tmp_path / "in/a").mkdir(parents=True)
     image.save(tmp_path / "in/a/1.jpg", exif=exif, quality=95)
-    manifest = collect(Domain(source="folder", path=tmp_path / "in"), tmp_path / "raw", tmp_path / "d", 0)
+    manifest = crawl_domain(Domain(source="folder", path=tmp_path / "in"), tmp_path / "raw", tmp_path / "d", 0)
     assert manifest[["width", "height"]].values.tolist() == [[40, 80]]
     pixels = np.asarray(Image.open(tmp_path / "raw" / manifest["path"][0]))
     assert pixels[10, 32, 0] > 200 and pixels[54, 32, 2] > 200

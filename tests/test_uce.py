@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from freezeasguard.data.drawn_people import caption, draw_pose, other_figures, render_figure
+from freezeasguard.data.embedded.drawn_people import caption, draw_pose, other_figures, render_figure
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.miniature.gates_figures import generate_images
 from freezeasguard.miniature.train_vae import to_tensor

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freezeasguard.data.drawn_people import caption, draw_pose, famous_figures, other_figures, render_figure
+from freezeasguard.data.embedded.drawn_people import caption, draw_pose, famous_figures, other_figures, render_figure
 from freezeasguard.miniature.gates import Gate
 from freezeasguard.miniature.train_vae import to_tensor
 from freezeasguard.models.diffusion import (

@@ -65,14 +65,3 @@ SCORES: dict[str, ScoreKind] = {
     "topiq": ScoreKind("topiq", "pair", "TOPIQ", False, 3, "topiq", "TOPIQ"),
     "lpips": ScoreKind("lpips", "pair", "LPIPS", True, 3, "lpips", "LPIPS"),
 }
-
-_EVERY = ("fd_efficientnet_lite0", "clip_tiny")
-EMBEDDED_SCORES: dict[str, tuple[str, ...]] = {
-    "embedded-figures": ("recogniser", *_EVERY),
-    "embedded-illustrators": ("style_efficientnet_lite0", *_EVERY),
-    "embedded-explicit": ("nudenet_faces", "nudenet_faces_rate", *_EVERY),
-    "embedded-orl": ("dlib", *_EVERY),
-}
-"""What a domain is scored with where params.yaml does not say; the first is the one a table argues with."""
-OTHER_SCORES = _EVERY
-"""Of images of one's own."""

@@ -14,8 +14,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from freezeasguard.arms import PRETRAINED, Arm
+from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.scores.registry import EMBEDDED_SCORES, OTHER_SCORES, SCORES
+from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.blocks import Block, Positive, PositiveFloat, Ratio, Seed
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.methods import IMMA, UCE
@@ -143,16 +144,8 @@ class Crawl(Block):
 class Domain(Block):
     """Where a domain's images come from, and what becomes of them."""
 
-    source: Literal[
-        "embedded-figures",
-        "embedded-illustrators",
-        "embedded-explicit",
-        "embedded-orl",
-        "folder",
-        "hf",
-        "archive",
-        "crawl",
-    ]
+    source: str
+    """A name out of `data.sources.registry`."""
     path: Path | None = None
     """Of a folder source: a folder with a sub-folder a class, or a .csv or .jsonl with path, class, caption."""
     hf: Hub | None = None
@@ -175,7 +168,7 @@ class Domain(Block):
 
     def score_names(self) -> tuple[str, ...]:
         """What images of this domain are scored with, in the order of the table's columns."""
-        return tuple(self.scores) if self.scores else EMBEDDED_SCORES.get(self.source, OTHER_SCORES)
+        return tuple(self.scores) if self.scores else SOURCES[self.source].scores
 
     @model_validator(mode="after")
     def _scores_are_known(self) -> Domain:
@@ -185,7 +178,9 @@ class Domain(Block):
 
     @model_validator(mode="after")
     def _source_is_described(self) -> Domain:
-        needed = {"folder": "path", "hf": "hf", "archive": "archive", "crawl": "crawl"}.get(self.source)
+        if self.source not in SOURCES:
+            raise ValueError(f"source is {self.source!r}; choose from {', '.join(SOURCES)}")
+        needed = SOURCES[self.source].needs
         if needed and getattr(self, needed) is None:
             raise ValueError(f"source is {self.source}, so {needed} must be given")
         return self

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageColor
 
-from freezeasguard.data.colors import color_distance, color_name
+from freezeasguard.data.embedded.colors import color_distance, color_name
 from freezeasguard.errors import FreezeAsGuardError
 
 SOURCE = "simple-icons-pack==16.36.0"

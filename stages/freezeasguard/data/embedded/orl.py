@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from freezeasguard.data.clean import square
-from freezeasguard.data.drawn_people import SYLLABLES
+from freezeasguard.data.embedded.drawn_people import SYLLABLES
 from freezeasguard.errors import FreezeAsGuardError
 
 LICENCE = "courtesy of AT&T Laboratories Cambridge (ORL research faces)"

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from freezeasguard.data.colors import color_distance, color_name
-from freezeasguard.data.drawn_people import BACKGROUNDS, SKINS, render_style, style_definition
+from freezeasguard.data.embedded.colors import color_distance, color_name
+from freezeasguard.data.embedded.drawn_people import BACKGROUNDS, SKINS, render_style, style_definition
 
 _SHORT, _LONG = "short {hair} hair", "long {hair} hair"
 _SHIRT = "a {clothing} shirt"
