@@ -17,7 +17,7 @@ from freezeasguard.files import folder_atomically, read_json, write_json
 from freezeasguard.settings.blocks import Block, Seed
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.methods import IMMA, UCE
-from freezeasguard.settings.params import Caption, Clean, Domain, Model, Params, Score
+from freezeasguard.settings.params import Caption, Domain, Params, Score
 from freezeasguard.settings.users import Adapt, Finetuning, Generate
 
 SETTINGS = Path("data/settings")
