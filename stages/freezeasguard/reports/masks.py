@@ -74,7 +74,7 @@ def block_rows(masks: Masks, params: Params) -> tuple[list[str], list[list[str]]
         names = list(signals[SIDES[0]])
         if content.get("granularity", "tensor") == "tensor":
             counts = {b: [name in content["frozen"] for name in names if block_of(name) == b] for b in BLOCK_ORDER}
-            shares = [f"{100 * sum(c) / len(c):.0f}%" for c in counts.values()]
+            shares = [f"{100 * sum(c) / len(c):.0f}%" if c else "-" for c in counts.values()]  # not every UNet has all
             rows.append([case, label, "tensors frozen", *shares])
         for side, signal in signals.items():
             total = sum(signal.values())

@@ -151,10 +151,7 @@ def study_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             line.append("-" if kind.illegal_weight is None else f"{kind.illegal_weight:g}")
         line += [*([kind.preset or "-"] if several_presets else []), *([kind.settings] if several_settings else [])]
         frozen, size = 100 * _mean(mine, "share_of_parameters_frozen"), _mean(mine, "mask_bytes") / 1024
-        line += [
-            f"{share_text(frozen, '.0f')}%".replace("-%", "-"),
-            f"{share_text(size, '.0f')} kB".replace("- kB", "-"),
-        ]
+        line += ["-" if math.isnan(value) else f"{value:.0f}{unit}" for value, unit in ((frozen, "%"), (size, " kB"))]
         line.append(str(len(ones)))
         for measure in MEASURES:
             gap, low, high = student_interval([one.gap(measure) for one in ones])

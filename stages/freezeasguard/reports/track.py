@@ -218,7 +218,7 @@ class Mirror:
         return next(iter(self.client.search_runs([self.id], query, max_results=1)), None)
 
     def fail_dead_runs(self, marks: set[str]) -> int:
-        """End runs that a killed `track` left running: all in a local database, which is ours alone now; else our own."""
+        """End runs that a killed `track` left running: all in a local database, ours alone now; elsewhere our own."""
         dead = [
             run
             for run in self.client.search_runs([self.id], "attributes.status = 'RUNNING'")
