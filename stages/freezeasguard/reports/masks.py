@@ -105,10 +105,12 @@ def write_mask_report(params: Params, data: Path, reports: Path) -> list[Path]:
         "Path sums: the signal along theta_ft to theta_pre adds up to the fall of the loss, on the same noise.",
         *case_overlap_lines(masks, params),
     ]
-    written = [write_table(reports / NAME, "Is each mask its signal's work?", SUMMARY_HEADER, rows, notes)]
+    written = [write_table(reports / "tables" / NAME, "Is each mask its signal's work?", SUMMARY_HEADER, rows, notes)]
     header, rows = block_rows(masks, params)
     by_block = "Share of a side's task signal by block of the UNet; below zero where training made the loss worse."
-    written.append(write_table(reports / f"{NAME}_blocks", "Masks and signals by block", header, rows, [by_block]))
+    written.append(
+        write_table(reports / "tables" / f"{NAME}_blocks", "Masks and signals by block", header, rows, [by_block])
+    )
     tensors = [
         [case, arm.name, name, str(int(name in content["frozen"])), *(f"{signals[side][name]:.3e}" for side in SIDES)]
         for (case, arm), content in masks.items()
@@ -116,5 +118,5 @@ def write_mask_report(params: Params, data: Path, reports: Path) -> list[Path]:
         for name in signals[SIDES[0]]
     ]
     header = ["case", "arm", "tensor", "frozen_whole", *(f"signal_{side}" for side in SIDES)]
-    write_csv(reports / f"{NAME}_tensors.csv", header, tensors)
+    write_csv(reports / "tables" / f"{NAME}_tensors.csv", header, tensors)
     return written

@@ -55,7 +55,7 @@ def write_report(params: Params, reports: Path) -> Path:
                 parts.append(f"<h3>Learning the mask: {html.escape(arm.label(params.rho))}</h3>")
                 parts.append(f"<img src='figures/{figure}.png' alt='mask learning'>")
     for file, title in ((NAME, "Is each mask its signal's work?"), (f"{NAME}_blocks", "Masks and signals by block")):
-        rows = list(csv.reader((reports / f"{file}.csv").read_text().splitlines()))
+        rows = list(csv.reader((reports / "tables" / f"{file}.csv").read_text().splitlines()))
         parts.append(f"<h2>{title}</h2>{html_table(rows)}")
     for study in sorted((reports / "study" / "tables").glob("*.csv")):
         rows = list(csv.reader(study.read_text().splitlines()))
