@@ -1,8 +1,7 @@
 """Collect a domain's images, cleaned, with a manifest of source, licence and hash."""
 
-from freezeasguard.data.crawl import crawl_domain
-
 from freezeasguard.commands import DATA, Domain, run
+from freezeasguard.data.crawl import crawl_domain
 from freezeasguard.settings.resolve import CrawlSettings, read_settings
 
 

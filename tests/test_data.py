@@ -9,9 +9,17 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from freezeasguard.data import split as split_module
 from freezeasguard.data.crawl import crawl_domain
 from freezeasguard.data.embedded.drawn_people import famous_figures, other_figures
-from freezeasguard.data.split import assign_sides, n_mask_learning, perceptual_hashes, split
+from freezeasguard.data.split import (
+    assign_sides,
+    n_mask_learning,
+    perceptual_hashes,
+    read_split,
+    split,
+    split_domain,
+)
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 from freezeasguard.settings.resolve import SplitSettings
@@ -66,6 +74,45 @@ def test_near_duplicates_stay_in_one_part_and_never_cross_classes() -> None:
     assert (result.groupby("group")["part"].nunique() == 1).all()
 
 
+def test_every_image_has_one_part() -> None:
+    table = pd.DataFrame({"path": [f"{i}" for i in range(20)], "class": ["a"] * 10 + ["b"] * 10})
+    table["sha256"] = table["path"]
+    result = split(table, list(table["path"]), SplitSettings(seed=0, mask_learning_images=100, held_out_images=2))
+    assert sorted(result["path"]) == sorted(table["path"])
+    counts = result.groupby(["class", "part"]).size().unstack()
+    assert counts["mask_learning"].tolist() == [5, 5] and counts["held_out"].tolist() == [2, 2]
+    assert counts["adaptation"].tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("key", ["sha256", "group"])
+def test_an_image_in_two_parts_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content, or one that looks like it: whatever deals the parts, the split is checked."""
+    table = pd.DataFrame({"path": list("abcdef"), "class": "x", "sha256": list("abcdef")})
+    hashes = list("abcdef")
+    if key == "group":
+        hashes[3] = hashes[2]
+    else:
+        table.loc[3, "sha256"] = table.loc[2, "sha256"]
+    dealt = np.array(["mask_learning"] * 3 + ["adaptation"] * 2 + ["held_out"], dtype=object)
+    monkeypatch.setattr(split_module, "split_class", lambda *_: dealt)
+    with pytest.raises(FreezeAsGuardError, match=f"1 values of {key} lie in two parts"):
+        split(table, hashes, SplitSettings(seed=0, mask_learning_images=100, held_out_images=1))
+
+
+def test_near_duplicates_on_disk_share_a_part(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(10)] + ["0-again.png", "1-again.png"]
+    for name in names:
+        _save(tmp_path / "raw" / name, int(name[0]))
+    table = pd.DataFrame({"path": names, "class": "a", "subject": "A", "caption": "a", "sha256": names})
+    (tmp_path / "captioned").mkdir()
+    table.to_csv(tmp_path / "captioned/captions.csv", index=False)
+    for seed in range(4):
+        settings = SplitSettings(seed=seed, mask_learning_images=100, held_out_images=2)
+        split_domain(settings, tmp_path / "captioned", tmp_path / "raw", tmp_path / "split")
+        part = read_split(tmp_path / "split").set_index("path")["part"]
+        assert len(part) == 12 and part["0.png"] == part["0-again.png"] and part["1.png"] == part["1-again.png"]
+
+
 def test_paper_counts() -> None:
     assert n_mask_learning(400, 100) == 100 and n_mask_learning(149, 100) == 74 and n_mask_learning(150, 100) == 100
 
@@ -83,6 +130,21 @@ def test_sides_are_seeded_and_disjoint() -> None:
     assert sides == assign_sides(classes[::-1], 10, 10, 0) != assign_sides(classes, 10, 10, 1)
     with pytest.raises(FreezeAsGuardError, match="the domain has 25"):
         assign_sides(classes, 20, 10, 0)
+
+
+@pytest.mark.parametrize(("illegal", "legal"), [(["c"], ["a", "b"]), (["c"], 2), (1, ["a", "b"])])
+def test_classes_are_on_the_side_that_names_them(illegal: int | list[str], legal: int | list[str]) -> None:
+    given = {"c": "illegal", "a": "legal", "b": "legal"}
+    assert assign_sides(["a", "b", "c"], illegal, legal, 0) == given
+    swapped = assign_sides(["a", "b", "c"], illegal, legal, 0, roles="swapped")
+    assert swapped == {"c": "legal", "a": "illegal", "b": "illegal"}
+
+
+def test_drawn_sides_have_their_own_sizes_and_swap_whole() -> None:
+    classes = [f"c{i}" for i in range(9)]
+    given, swapped = (assign_sides(classes, 2, 5, 3, roles=roles) for roles in ("given", "swapped"))
+    assert sorted(given.values()) == ["illegal"] * 2 + ["legal"] * 5
+    assert given.keys() == swapped.keys() and all(given[name] != swapped[name] for name in given)
 
 
 def _save(path: Path, seed: int) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from freezeasguard.data.sources.base import IMAGE_SUFFIXES, slug, spoken
 
+from freezeasguard.data.sources.base import IMAGE_SUFFIXES, slug, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.settings.params import PARAMS

@@ -119,7 +119,7 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
     class PageParser(Parser):
         def parse(self, response: Any) -> list[dict[str, str]]:  # pyright: ignore
             images = _Images()
-            images.feed(response.content[: config.max_bytes].decode("utf-8", "replace"))
+            images.feed(response.text)
             addresses = dict.fromkeys(urljoin(response.url, a) for a in images.found)
             return [{"file_url": address, "page": response.url} for address in addresses]
 
@@ -127,28 +127,29 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
     common: dict[str, Any] = dict(downloader_cls=LimitedDownloader, storage={"root_dir": str(log.path.parent)})
     common |= {"downloader_threads": config.threads, "log_level": logging.ERROR}
 
-    def limited(crawler: Any) -> Any:
+    def run(crawler: Any, **how: Any) -> None:
+        """Result pages keep to the limits as well, whatever the engine."""
         crawler.parser.session = LimitedSession(crawler.session, limits)
-        return crawler
+        crawler.crawl(**how)
 
     filters = {"license": config.licence} if config.licence else None
     if config.engine == "url-list":
         urls = [url for url in query.urls if not log.is_done(class_name, url)]
         if urls:
-            UrlListCrawler(**common).crawl(url_list=urls, max_num=len(urls))
+            run(UrlListCrawler(**common), url_list=urls, max_num=len(urls))
         return
     if config.engine == "page":
-        crawler = limited(Crawler(feeder_cls=PageFeeder, parser_cls=PageParser, **common))
+        crawler = Crawler(feeder_cls=PageFeeder, parser_cls=PageParser, **common)
         feeder = {"template": config.search_url, "keyword": query.query, "pages": config.pages}
-        crawler.crawl(feeder_kwargs=feeder, downloader_kwargs={"max_num": missing})
+        run(crawler, feeder_kwargs=feeder, downloader_kwargs={"max_num": missing})
         return
     if config.engine == "flickr":
         key = os.environ.get("FLICKR_API_KEY")
         if not key:
             raise FreezeAsGuardError("crawl: the engine flickr needs the environment variable FLICKR_API_KEY")
         options = {"license": config.licence} if config.licence else {}
-        limited(FlickrImageCrawler(apikey=key, **common)).crawl(max_num=missing, text=query.query, **options)
+        run(FlickrImageCrawler(apikey=key, **common), max_num=missing, text=query.query, **options)
         return
     engine = {"google": GoogleImageCrawler, "bing": BingImageCrawler, "baidu": BaiduImageCrawler}[config.engine]
     # Ask for more than is missing: some addresses are known, refused or dead.
-    limited(engine(**common)).crawl(keyword=query.query, filters=filters, max_num=min(1000, 3 * missing))
+    run(engine(**common), keyword=query.query, filters=filters, max_num=min(1000, 3 * missing))
