@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,23 @@ from reported import smoke, write_cells
 ARMS = ["pretrained", "full", "random"]
 
 
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Writing MLflow's tables takes seconds."""
+    from mlflow.tracking import MlflowClient
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture(autouse=True)
-def own_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_database: Path) -> None:
     for name in ("MLFLOW_TRACKING_URI", "DVC_EXP_NAME"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "main").mkdir()
     monkeypatch.chdir(tmp_path / "main")
-    yield
+    shutil.copyfile(empty_database, "mlflow.db")
 
 
 def track(params: Params, root: Path) -> tuple[int, int]:
@@ -134,6 +144,7 @@ def test_a_killed_track_is_taken_up_and_leaves_nothing_running(monkeypatch: pyte
 
 def test_a_queued_experiment_writes_to_the_workspaces_database(monkeypatch: pytest.MonkeyPatch) -> None:
     main = Path.cwd()
+    (main / "mlflow.db").unlink()
     queued = main / ".dvc/tmp/exps/tmpabc123"
     (queued / "below").mkdir(parents=True)
     assert workspace_root(queued) == workspace_root(queued / "below") == main
@@ -148,7 +159,7 @@ def test_a_queued_experiment_writes_to_the_workspaces_database(monkeypatch: pyte
 def test_the_environment_names_another_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/own.db")
     track(smoke(ARMS), Path.cwd())
-    assert (tmp_path / "elsewhere/own.db").is_file() and not Path("mlflow.db").exists()
+    assert (tmp_path / "elsewhere/own.db").is_file() and client().get_experiment_by_name("freezeasguard") is None
 
 
 def _track_in(root: Path, seed: int) -> None:
@@ -158,6 +169,7 @@ def _track_in(root: Path, seed: int) -> None:
 
 def test_two_experiments_may_track_into_a_new_database_at_once() -> None:
     main, context = Path.cwd(), multiprocessing.get_context("spawn")
+    (main / "mlflow.db").unlink()
     folders = [main / f".dvc/tmp/exps/tmp{seed}" for seed in range(2)]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -179,6 +191,7 @@ def test_a_file_that_is_no_database_is_named() -> None:
 
 
 def test_a_database_of_another_program_is_named() -> None:
+    Path("mlflow.db").unlink()
     connection = sqlite3.connect("mlflow.db")
     connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
     connection.execute("INSERT INTO alembic_version VALUES ('not-mlflow')")
