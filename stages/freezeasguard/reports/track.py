@@ -37,6 +37,7 @@ BATCH = 1000
 SAMPLES = 6
 """Images a cell and side."""
 LOCK_WAIT_S = 600
+DATABASE_WAIT_S = 10
 
 
 def workspace_root(folder: Path) -> Path:
@@ -160,7 +161,7 @@ def check_database(path: Path) -> None:
     if not path.exists():
         return
     try:
-        connection = sqlite3.connect(path, timeout=10)
+        connection = sqlite3.connect(path, timeout=DATABASE_WAIT_S)
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
