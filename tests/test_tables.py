@@ -73,7 +73,7 @@ def test_the_stage_writes_diagnostics_metrics_and_cells_too(params: Params, root
     written = write_tables(params, reports, root / "data")
     names = ["table2.md", "table2-differences.md", "mask_diagnostics.md", "mask_diagnostics_blocks.md"]
     assert [path.name for path in written] == names
-    assert "FG-10%" in (reports / "mask_diagnostics.md").read_text()
+    assert "FG-10%" in (reports / "tables/mask_diagnostics.md").read_text()
     assert (reports / "metrics.json").is_file() and (reports / "cells.csv").is_file()
 
 
