@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def tokenizer() -> CLIPTokenizer:
 
 def items(source: str, n: int, seed: int = 0, size_px: int = 64) -> list[Item]:
     domain = Domain(source=source, images_per_class=n, size_px=size_px)
-    return list(SOURCES[source](domain, Path("unused"), seed))
+    return list(import_module(SOURCES[source].import_path).items(domain, Path("unused"), seed))
 
 
 def pixels(item: Item) -> bytes:

@@ -13,11 +13,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from freezeasguard.arms import Arm
+from freezeasguard.arms import PRETRAINED, Arm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.images import read_images
 from freezeasguard.models.latents import CaseData
 from freezeasguard.scores.comparisons import Difference, holm, paired_differences
+from freezeasguard.scores.kept import kept_share
 from freezeasguard.scores.networks.clip import ClipFeatures, clip_score
 from freezeasguard.scores.networks.frechet import frechet_distance, frechet_of_rows
 from freezeasguard.scores.networks.inception import kernel_distance
@@ -354,20 +355,6 @@ def score_arm(
     return scores
 
 
-LEAST_FALL = 0.02
-"""Of the pretrained model's loss: where full fine-tuning lowers it by less, no share of that fall means anything."""
-
-
-def kept_share(pretrained: float, full: float, own: float, least_fall: float = LEAST_FALL) -> float | None:
-    """(pretrained - own) / (pretrained - full): 1 for full fine-tuning, 0 for the pretrained model.
-
-    Of losses, or of scores that fall as images get better. None where full fine-tuning raises the value, or lowers
-    it by no more than the share `least_fall` of it.
-    """
-    fall = pretrained - full
-    return (pretrained - own) / fall if fall > least_fall * abs(pretrained) else None
-
-
 def kept_losses(losses: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, dict[str, float | None]]]:
     """arm -> side -> the user's loss at fixed noise, and the share of full fine-tuning's fall that is kept.
 
@@ -392,11 +379,9 @@ def compared_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
 
     An eraser before any fine-tuning is compared with the pretrained model: its gate.
     """
-    ends = ("pretrained", "full")
-    pairs = [(arm, ends[0] if Arm.parse(arm).before else ends[1]) for arm in arms if arm not in ends]
-    for arm in map(Arm.parse, arms):
-        if arm.kind.learned and arm.random_twin.name in arms:
-            pairs.append((arm.name, arm.random_twin.name))
+    trained = [arm for arm in map(Arm.parse, arms) if arm.name not in (PRETRAINED, "full")]
+    pairs = [(arm.name, PRETRAINED if arm.before else "full") for arm in trained]
+    pairs += [(a.name, a.random_twin.name) for a in trained if a.kind.learned and a.random_twin.name in arms]
     return pairs
 
 
