@@ -341,8 +341,7 @@ def test_archive_by_url_is_fetched_once_checked_and_unpacked(tmp_path: Path) -> 
     with serve({"/ff25.zip": content}) as (address, hits):
         config = Archive(url=f"{address}/ff25.zip", sha256=digest, allow_private=True)
         domain = Domain(source="archive", archive=config)
-        for _ in range(2):
-            manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+        manifest, _ = (crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0) for _ in range(2))
         assert hits["/ff25.zip"] == 1
         assert set(manifest["subject"]) == {"Ann Lee", "Bo Ray"} and (manifest["status"] == "ok").sum() == 6
         wrong = Domain(source="archive", archive=config.model_copy(update={"sha256": "0" * 64}))
