@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from freezeasguard.settings.params import update_params
+from freezeasguard.settings.profiles import update_params
 from loopback import jpeg, serve
 from project import copy_project, repro, run
 from test_sources import zipped

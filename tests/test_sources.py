@@ -181,6 +181,18 @@ def test_result_pages_keep_to_the_limits(
             assert asked["/results"] and not hits
 
 
+def test_malformed_addresses_cost_a_page_nothing_else(
+    tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, _ = web
+    bad = ["http://[bad/a.jpg", "http://x:99999/b.jpg"]
+    with serve({"/results": result_page("page", [*bad, f"{address}/good/10.jpg"])}) as (results, _):
+        domain = engine_domain("page", results, monkeypatch, threads=1)
+        manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    found = dict(zip(manifest["source"], manifest["status"], strict=True))
+    assert found == {**dict.fromkeys(bad, "refused: malformed address"), f"{address}/good/10.jpg": "ok"}
+
+
 @pytest.mark.parametrize("engine", ["page", "url-list"])
 def test_a_crawl_keeps_off_private_addresses(engine: str, tmp_path: Path, web: Any) -> None:
     address, hits = web
@@ -209,6 +221,9 @@ def test_an_engine_that_brings_nothing_says_so(tmp_path: Path, web: Any) -> None
         ("http://10.1.2.3/a", "refused: private address"),
         ("http://169.254.169.254/meta", "refused: private address"),
         ("http://[::ffff:10.1.2.3]/a", "refused: private address"),
+        ("http://[bad/a", "refused: malformed address"),
+        ("http://example.org:99999/a", "refused: malformed address"),
+        (f"http://{'a' * 64}.example/a", "refused: malformed address"),
     ],
 )
 def test_addresses_that_are_refused(url: str, reason: str) -> None:
@@ -326,8 +341,7 @@ def test_archive_by_url_is_fetched_once_checked_and_unpacked(tmp_path: Path) -> 
     with serve({"/ff25.zip": content}) as (address, hits):
         config = Archive(url=f"{address}/ff25.zip", sha256=digest, allow_private=True)
         domain = Domain(source="archive", archive=config)
-        for _ in range(2):
-            manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+        manifest, _ = (crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0) for _ in range(2))
         assert hits["/ff25.zip"] == 1
         assert set(manifest["subject"]) == {"Ann Lee", "Bo Ray"} and (manifest["status"] == "ok").sum() == 6
         wrong = Domain(source="archive", archive=config.model_copy(update={"sha256": "0" * 64}))

@@ -53,13 +53,19 @@ class Fetched:
 
 def refuse_address(url: str, allow_private: bool) -> str | None:
     """Why this URL must not be fetched, or None."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or 80
+    except ValueError:
+        return "refused: malformed address"
+    if parts.scheme not in ("http", "https") or not host:
         return f"refused: {parts.scheme or 'no'} scheme"
     if allow_private:
         return None
     try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, proto=socket.IPPROTO_TCP)
+        found = socket.getaddrinfo(host, port, proto=socket.IPPROTO_TCP)
+    except UnicodeError:  # a name that no resolver can be asked for
+        return "refused: malformed address"
     except OSError:
         return "connection: unknown host"
     for entry in found:
@@ -102,7 +108,8 @@ def fetch(session: Any, url: str, limits: Limits, headers: dict[str, str] | None
                 return Fetched("ok", url, b"".join(parts))
         except (requests.Timeout, urllib3.exceptions.TimeoutError):
             return Fetched(f"timeout: over {limits.timeout_s:g} s", url)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            # ValueError: a redirect to what is no address
             return Fetched(f"connection: {type(error).__name__}", url)
     return Fetched(f"refused: over {MAX_REDIRECTS} redirects", url)
 

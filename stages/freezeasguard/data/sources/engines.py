@@ -46,6 +46,14 @@ class _Images(HTMLParser):
             self.found.append(address)
 
 
+def _absolute(page: str, address: str) -> str:
+    """A malformed address stays as it is: the download refuses it, and says so."""
+    try:
+        return urljoin(page, address)
+    except ValueError:
+        return address
+
+
 def crawl(config: Crawl, folder: Path) -> DownloadLog:
     """Fetch what is missing for every class into `folder`; returns the log of all that was ever tried."""
     log = DownloadLog(folder / "log.jsonl")
@@ -120,7 +128,7 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
         def parse(self, response: Any) -> list[dict[str, str]]:  # pyright: ignore
             images = _Images()
             images.feed(response.text)
-            addresses = dict.fromkeys(urljoin(response.url, a) for a in images.found)
+            addresses = dict.fromkeys(_absolute(response.url, a) for a in images.found)
             return [{"file_url": address, "page": response.url} for address in addresses]
 
     logging.getLogger("icrawler").setLevel(logging.ERROR)
