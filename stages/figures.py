@@ -6,7 +6,9 @@ from freezeasguard.settings.resolve import read_reported
 
 
 def main() -> None:
-    written = write_figures(read_reported(), DATA, REPORTS)
+    settings = read_reported()
+    models = {name: DATA / "fetched" / case.model for name, case in settings.cases.items()}
+    written = write_figures(settings, DATA, REPORTS, models)
     print("\n".join(map(str, written)))
     rendered("figures", written)
 

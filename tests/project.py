@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from freezeasguard.settings.params import write_profile
+from freezeasguard.settings.profiles import write_profile
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+def run(command: list[str], folder: Path, **environment: str) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout + done.stderr
 
 
-def repro(folder: Path, *targets: str) -> list[str]:
+def ran(output: str) -> list[str]:
+    """The names of the stages that ran, of what DVC printed."""
+    return re.findall(r"Running stage '([^']+)'", output)
+
+
+def dvc(folder: Path, *arguments: str, **environment: str) -> str:
+    return run([sys.executable, "-m", "dvc", *arguments], folder, **environment)
+
+
+def repro(folder: Path, *targets: str, **environment: str) -> list[str]:
     """The names of the stages that ran."""
-    out = run([sys.executable, "-m", "dvc", "repro", *targets], folder)
-    return re.findall(r"Running stage '([^']+)'", out)
+    return ran(dvc(folder, "repro", *targets, **environment))
 
 
 def copy_project(folder: Path) -> Path:
@@ -36,3 +45,10 @@ def copy_project(folder: Path) -> Path:
     run(["git", "init", "-q"], folder)
     write_profile("smoke", folder / "params.yaml")
     return folder
+
+
+def commit(folder: Path, message: str = "state") -> None:
+    """DVC's experiments start from a commit."""
+    who = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    run(["git", "add", "-A"], folder)
+    run(["git", *who, "commit", "-qm", message], folder)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from freezeasguard.models.diffusion import load_unet, stored_tensors
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected import Protected, write_for
+from freezeasguard.settings.users import Finetuning
 from freezeasguard.users import adapt
-from freezeasguard.users.training import FinetuneConfig
 
 MODEL = Path(__file__).parent.parent / "data/models/tiny-1.5"
 EDITED = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
@@ -38,7 +38,7 @@ def test_a_user_loads_one_unet_and_writes_what_differs_from_the_published_one(
     write_for(published, tmp_path / "p", Protected("uce", frozen, edited))
     draw = torch.Generator().manual_seed(0)
     data = LatentSet(torch.randn(2, 2, 8, 16, 16, generator=draw), torch.randn(2, 6, 96, generator=draw))
-    config = FinetuneConfig(steps=steps, batch_size=2, lr=1e-3)
+    config = Finetuning(steps=steps, batch_size=2, lr=1e-3)
     settings = {"seed": 0, "device": "cpu", "checkpoint_name": "c"}
     adapt.adapt_and_save("illegal", MODEL, tmp_path / "p", data, config, tmp_path, **settings)
     assert loads == [MODEL]

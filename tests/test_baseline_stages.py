@@ -9,21 +9,29 @@ import pytest
 import torch
 import yaml
 
+from freezeasguard.arms import Arm
 from freezeasguard.models.diffusion import encode_text, load_text, load_unet, tokenize
 from freezeasguard.models.latents import CaseData
-from freezeasguard.models.protected import read_protected
-from freezeasguard.protections.rivals import protect_by_imma, protect_by_uce
-from freezeasguard.settings.params import Params, parse_params, profile_text
+from freezeasguard.models.protected import Protected, read_protected
+from freezeasguard.protections.protect import Inputs, protect_case
+from freezeasguard.settings.params import parse_params
+from freezeasguard.settings.profiles import profile_text
+from freezeasguard.settings.resolve import protect_settings
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 SUBJECTS = {"illegal": "Fito Bakago", "legal": "Nita Rodoga"}
 
 
-def params(**case: object) -> Params:
+def protected_by(arm: str, data: CaseData, out: Path, **case: object) -> Protected:
+    """What the stage writes for this arm of the profile smoke, read back."""
     values = yaml.safe_load(profile_text("smoke"))
-    values["cases"]["portraits"] |= {"baselines": ["uce", "uce-b", "imma"], **case}
+    values["cases"]["portraits"] |= {"arms": ["pretrained", "full", arm], **case}
     values["imma"] |= {"steps": 1, "batch_size": 2}
-    return parse_params(values, Path("params.yaml"))
+    settings = protect_settings(parse_params(values, Path("params.yaml")), "portraits", Arm.parse(arm))
+    inputs = Inputs(settings, MODEL, out / "none", out / "none")
+    inputs.__dict__["data"] = data
+    protect_case(inputs, out / arm)
+    return read_protected(out / arm, load_unet(MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +46,21 @@ def data() -> CaseData:
     return CaseData(pd.DataFrame(rows), latents, text, text[0])
 
 
-@pytest.mark.parametrize("arm", ["uce", "uce-b"])
+@pytest.mark.parametrize("arm", ["uce", "uce_b"])
 def test_uce_writes_the_edited_projections_alone(tmp_path: Path, data: CaseData, arm: str) -> None:
-    protect_by_uce(params(guide="a person"), "portraits", arm, MODEL, data, tmp_path / arm)
-    protected = read_protected(tmp_path / arm, load_unet(MODEL))
+    protected = protected_by(arm, data, tmp_path, guide="a person")
     assert protected.method == "uce" and not protected.frozen and len(protected.edited) == 32
     assert protected.settings["concepts"] == ["Fito Bakago"]  # the legal subject is not erased
-    assert protected.settings["reading"] == ("B" if arm == "uce-b" else "A")
+    assert protected.settings["reading"] == ("B" if arm == "uce_b" else "A")
     assert set(protected.diagnostics["relative_change"]) == set(protected.edited)
 
 
 def test_uce_takes_the_concepts_of_the_case(tmp_path: Path, data: CaseData) -> None:
-    protect_by_uce(params(concepts=["a beard"]), "portraits", "uce", MODEL, data, tmp_path / "uce")
-    assert read_protected(tmp_path / "uce", load_unet(MODEL)).settings["concepts"] == ["a beard"]
+    assert protected_by("uce", data, tmp_path, concepts=["a beard"]).settings["concepts"] == ["a beard"]
 
 
 def test_imma_writes_the_attention_projections_alone(tmp_path: Path, data: CaseData) -> None:
-    protect_by_imma(params(), MODEL, data, tmp_path / "imma")
-    protected = read_protected(tmp_path / "imma", load_unet(MODEL))
+    protected = protected_by("imma", data, tmp_path)
     assert protected.method == "imma" and not protected.frozen and len(protected.edited) == 160
     assert all(".attn1." in name or ".attn2." in name for name in protected.edited)
     assert len(protected.diagnostics["inner"]) == len(protected.diagnostics["outer"]) == 1

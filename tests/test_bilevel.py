@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,6 @@ from freezeasguard.masks import simulated_user
 from freezeasguard.masks.bilevel import (
     GradientStream,
     LearnedMask,
-    MaskConfig,
     MaskLearner,
     MaskOptimizer,
     SimulatedUser,
@@ -25,13 +23,13 @@ from freezeasguard.masks.bilevel import (
     side_weights,
 )
 from freezeasguard.masks.mask import hard_mask, logit_gradients
+from freezeasguard.models.batches import Batch, draw_batch
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, draw_noise
 from freezeasguard.models.granularity import split_units
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected_file import overlap
-from freezeasguard.settings.params import MASK_PRESETS
+from freezeasguard.settings.mask import MASK_PRESETS, Mask
 from freezeasguard.sides import SIDES
-from freezeasguard.users.training import Batch, draw_batch
 
 Weights = dict[str, Tensor]
 
@@ -42,9 +40,8 @@ GOLDEN_LOGITS = {
 """Of the toy's seven tensors after three rounds; taken before rows, paths and AdamW users were added."""
 
 
-def mask_config(preset: str, **changes: Any) -> MaskConfig:
-    settings = dict(mask_steps=3, batch_size=4, temperature=0.2, **MASK_PRESETS[preset])
-    return MaskConfig(**{**settings, **changes})
+def mask_config(preset: str, **changes: Any) -> Mask:
+    return Mask.model_validate({"preset": preset, "mask_steps": 3, "batch_size": 4, "user_lr": 1e-5, **changes})
 
 
 def sides_of(users: str) -> list[tuple[str, ...]]:
@@ -61,7 +58,7 @@ def moved(pretrained: Mapping[str, Tensor], seed: int, by: float = 0.3) -> Weigh
 
 
 def toy_learner(
-    config: MaskConfig,
+    config: Mask,
     schedule: NoiseSchedule,
     data: Mapping[str, LatentSet],
     *,
@@ -382,7 +379,7 @@ def test_start_models_of_other_users_are_refused(
 ) -> None:
     other = {"joint": "per_side", "per_side": "joint"}[users]
     for sides in (sides_of(other), [], [*sides_of(users), ("other",)]):
-        with pytest.raises(FreezeAsGuardError, match=f"set relearn.users to {users}"):
+        with pytest.raises(FreezeAsGuardError, match=f"mask.users is {users}.*run `dvc repro relearn`"):
             MaskLearner(
                 toy,
                 schedule,
@@ -396,7 +393,7 @@ def test_start_models_of_other_users_are_refused(
 
 def test_unknown_initial_logits_are_refused() -> None:
     with pytest.raises(FreezeAsGuardError, match="mask.logits_init is 'zero'"):
-        initial_logits(5, mask_config("paper", logits_init="zero"), 0.3, torch.Generator())
+        initial_logits(5, mask_config("paper").model_copy(update={"logits_init": "zero"}), 0.3, torch.Generator())
 
 
 def test_initial_masks_of_the_three_readings() -> None:
@@ -607,11 +604,6 @@ def test_our_preset_freezes_what_only_the_illegal_side_needs(seed: int, users: s
                 assert signal[name] == size[name] == 0
 
 
-def test_settings_of_the_presets_fill_the_config() -> None:
-    fields = {f.name for f in dataclasses.fields(MaskConfig)} - {"mask_steps", "batch_size", "temperature"}
-    assert all(preset.keys() == fields for preset in MASK_PRESETS.values())
-
-
 # --- the path-averaged signal ---------------------------------------------------------------------
 
 
@@ -814,7 +806,8 @@ def test_rows_and_weights_that_only_the_illegal_side_needs_are_frozen(
         weights = {n: t.clone() for n, t in start.items()}
         weights["scale"][i::2] = 0.0  # nearer to the noise's own scale, so the loss falls or rises by a lot
         finetuned[(side,)] = weights
-    config = mask_config("freezeasguard", mask_steps=20, granularity=granularity, mask_batch_size=32, user_steps=0)
+    config = mask_config("freezeasguard", mask_steps=20, granularity=granularity, mask_batch_size=32)
+    config = config.model_copy(update={"user_steps": 0})  # the users stand still
     learner = MaskLearner(network, schedule, data, finetuned, config, 0.1, torch.Generator().manual_seed(0))
     learned = learner.learn()
     signal = {side: split_units(learned.history.mean_signal(side), learned.shapes, granularity) for side in SIDES}

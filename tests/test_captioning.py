@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -14,18 +13,20 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from freezeasguard.data.caption import (
     Blip2Captioner,
-    CaptionConfig,
     Completion,
     Progress,
     caption_images,
     cut_runaway,
     is_runaway,
+    prompt_for,
     strip_echo,
 )
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Caption
 from tiny_blip2 import PROMPT, QUERIES, save_tiny_blip2
 
 MAX_NEW = 12
@@ -108,7 +109,7 @@ class FakeCaptioner:
         self.loads = 0
         self.batches: list[list[str]] = []
 
-    def __call__(self, config: CaptionConfig):
+    def __call__(self, config: Caption):
         self.loads += 1
         return self.say
 
@@ -145,7 +146,7 @@ def progress(tmp_path) -> Path:
     return tmp_path / "work" / "progress.jsonl"
 
 
-CONFIG = CaptionConfig(model="no/model", batch_size=2, max_new_tokens=MAX_NEW, device="cpu")
+CONFIG = Caption(model="no/model", batch_size=2, max_new_tokens=MAX_NEW)
 
 
 def test_edited_wins_over_source_and_source_over_the_model(raw, progress):
@@ -261,13 +262,13 @@ def test_progress_counts_only_for_what_decides_the_words(raw, progress, change, 
     table = make_table(raw, [""] * 3)
     caption_images(table, raw, CONFIG, progress, FakeCaptioner())
     fake = FakeCaptioner()
-    caption_images(table, raw, dataclasses.replace(CONFIG, **change), progress, fake)
+    caption_images(table, raw, CONFIG.model_copy(update=change), progress, fake)
     assert len(fake.seen) == n_again
 
 
 def test_progress_counts_only_for_the_same_subject_and_model_files(raw, progress, tmp_path):
     table = make_table(raw, [""] * 2)
-    config = dataclasses.replace(CONFIG, model=str(tmp_path / "model"))
+    config = CONFIG.model_copy(update={"model": str(tmp_path / "model")})
     (tmp_path / "model").mkdir()
     caption_images(table, raw, config, progress, FakeCaptioner())
     caption_images(table.assign(subject=["S0", "Other"]), raw, config, progress, fake := FakeCaptioner())
@@ -280,7 +281,7 @@ def test_progress_counts_only_for_the_same_subject_and_model_files(raw, progress
 def test_progress_is_synced_to_disk_every_so_many_images(progress, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    log = Progress(progress, dataclasses.replace(CONFIG, checkpoint_images=4))
+    log = Progress(progress, CONFIG.model_copy(update={"checkpoint_images": 4}))
     for i in range(5):
         log.append([(f"{i}", "p", Completion("x")), (f"{i}b", "p", Completion("é", ended=False))])
     assert len(synced) == 2
@@ -305,11 +306,11 @@ def test_missing_image_is_named_before_the_model_is_loaded(raw, progress):
 
 
 def test_config_refuses_a_prompt_without_subject_and_empty_batches():
-    with pytest.raises(FreezeAsGuardError, match="caption.prompt"):
-        CaptionConfig(prompt="a photo of a man")
-    with pytest.raises(FreezeAsGuardError, match="caption.batch_size is 0"):
-        CaptionConfig(batch_size=0)
-    assert CaptionConfig().prompt_for("{x}") == "a photo of {x} which shows"
+    with pytest.raises(ValidationError, match="prompt"):
+        Caption(prompt="a photo of a man")
+    with pytest.raises(ValidationError, match="batch_size"):
+        Caption(batch_size=0)
+    assert prompt_for(Caption(), "{x}") == "a photo of {x} which shows"
 
 
 # --- BLIP-2 in its real format, with random weights ---
@@ -323,8 +324,8 @@ def blip2_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def blip2_config(blip2_folder) -> CaptionConfig:
-    return CaptionConfig(model=str(blip2_folder), batch_size=3, max_new_tokens=MAX_NEW, device="cpu")
+def blip2_config(blip2_folder) -> Caption:
+    return Caption(model=str(blip2_folder), batch_size=3, max_new_tokens=MAX_NEW)
 
 
 @pytest.fixture
@@ -407,7 +408,7 @@ def test_output_without_the_prompt_and_echo_as_text_are_both_understood(blip2, m
 
 def test_tokenizer_without_a_beginning_gets_one(blip2, tmp_path):
     save_tiny_blip2(tmp_path / "bare", with_bos=False)
-    bare = Blip2Captioner(CaptionConfig(model=str(tmp_path / "bare"), max_new_tokens=MAX_NEW, device="cpu"))
+    bare = Blip2Captioner(Caption(model=str(tmp_path / "bare"), max_new_tokens=MAX_NEW))
     assert bare.prefix == "</s>" and blip2.prefix == ""
     assert bare(images(), SUBJECTS) == blip2(images(), SUBJECTS)
 
@@ -417,7 +418,7 @@ def test_processor_that_does_not_know_its_queries_is_told(blip2, blip2_folder, t
     processor = json.loads((folder / "processor_config.json").read_text())
     del processor["num_query_tokens"]
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    early = Blip2Captioner(CaptionConfig(model=str(folder), max_new_tokens=MAX_NEW, device="cpu"))
+    early = Blip2Captioner(Caption(model=str(folder), max_new_tokens=MAX_NEW))
     assert early(images(), SUBJECTS) == blip2(images(), SUBJECTS)
 
 
@@ -427,7 +428,7 @@ def test_table_is_captioned_by_blip2_and_a_killed_run_ends_alike(raw, progress, 
     assert counts["from_source"] == 1 and counts["captioned"] == 4
     assert whole["caption"].str.startswith("a photo of S").sum() == 4
     assert "\n" not in "".join(whole["caption"])
-    small = dataclasses.replace(blip2_config, batch_size=1)
+    small = blip2_config.model_copy(update={"batch_size": 1})
 
     def dying(config):
         captioner, calls = Blip2Captioner(config), iter(range(2))
@@ -443,7 +444,7 @@ def test_table_is_captioned_by_blip2_and_a_killed_run_ends_alike(raw, progress, 
 def test_missing_folder_says_what_to_fetch_from_where_and_to_which_folder(tmp_path):
     folder = tmp_path / "blip2"
     with pytest.raises(FreezeAsGuardError) as caught:
-        Blip2Captioner(CaptionConfig(model=str(folder), device="cpu"))
+        Blip2Captioner(Caption(model=str(folder)))
     message = str(caught.value)
     assert "there is no such folder" in message
     assert "https://huggingface.co/Salesforce/blip2-opt-2.7b" in message
@@ -452,7 +453,7 @@ def test_missing_folder_says_what_to_fetch_from_where_and_to_which_folder(tmp_pa
 
 def test_unreachable_hub_says_where_the_model_may_be_put():
     with pytest.raises(FreezeAsGuardError) as caught:
-        Blip2Captioner(CaptionConfig(model="nobody/blip2-none", revision="abc123", device="cpu"))
+        Blip2Captioner(Caption(model="nobody/blip2-none", revision="abc123"))
     message = str(caught.value)
     assert "https://huggingface.co/nobody/blip2-none at revision abc123" in message
     assert (
@@ -466,14 +467,14 @@ def test_relative_folder_is_not_taken_for_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("data").mkdir()
     with pytest.raises(FreezeAsGuardError, match="there is no such folder.* into data/blip2"):
-        Blip2Captioner(CaptionConfig(model="data/blip2", device="cpu"))
+        Blip2Captioner(Caption(model="data/blip2"))
 
 
 def test_torn_or_partial_weights_are_refused(blip2_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(blip2_folder, tmp_path / "torn")
-    config = CaptionConfig(model=str(folder), device="cpu")
+    config = Caption(model=str(folder))
     weights = folder / "model.safetensors"
     tensors = load_file(weights)
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -490,7 +491,7 @@ def test_checkpoint_that_does_not_name_its_image_token_is_refused(blip2_folder, 
     config["image_token_index"] = None
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(FreezeAsGuardError, match="no image_token_index"):
-        Blip2Captioner(CaptionConfig(model=str(folder), device="cpu"))
+        Blip2Captioner(Caption(model=str(folder)))
 
 
 def test_full_gpu_names_the_key_to_lower(blip2, monkeypatch):

@@ -10,16 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import ToyDenoiser
+from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.diffusion import load_unet, named_tensors
 from freezeasguard.models.granularity import n_units, normal_form, spread_over_weights
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected import read_protected, tensor_shapes
-from freezeasguard.protections.blind import protect_randomly
 from freezeasguard.protections.heuristics import KINDS, RULES, heuristic_frozen, is_of_kind, largest_tensors
+from freezeasguard.protections.protect import Inputs, protect_case
 from freezeasguard.protections.random_freezing import random_frozen, random_frozen_by_parameters, random_frozen_units
+from freezeasguard.settings.resolve import ProtectSettings
+from freezeasguard.settings.users import Finetuning
 from freezeasguard.users import adapt
-from freezeasguard.users.training import FinetuneConfig
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 RHOS = (0.0, 0.013, 0.3, 0.5, 1.0)
@@ -27,6 +29,13 @@ RHOS = (0.0, 0.013, 0.3, 0.5, 1.0)
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def protect_randomly(tensors: Any, out: Path, rho: float, seed: int, arm: str) -> None:
+    """What the stage writes for a random arm of this network."""
+    inputs = Inputs(ProtectSettings(seed=seed, arm=arm, rho=rho), out, out, out)
+    inputs.__dict__["tensors"] = tensors
+    protect_case(inputs, out)
 
 
 # --- blind ----------------------------------------------------------------------------------------
@@ -98,7 +107,13 @@ def test_random_tensors_by_parameters_follow_their_seed(tiny_unet: Any) -> None:
 
 @pytest.mark.parametrize("granularity", ["tensor", "row", "element"])
 def test_the_folder_of_a_random_mask_says_how_much_it_freezes(granularity: str, tmp_path: Path, tiny_unet: Any) -> None:
-    protect_randomly(named_tensors(tiny_unet), tmp_path / "p", 0.3, 7, granularity)
+    protect_randomly(
+        named_tensors(tiny_unet),
+        tmp_path / "p",
+        0.3,
+        7,
+        Arm("random", granularity).name,
+    )
     read = read_protected(tmp_path / "p", tiny_unet)
     total = sum(n_units(shape, granularity) for shape in tensor_shapes(named_tensors(tiny_unet)).values())
     assert read.settings == {"rho": 0.3, "seed": 7} and read.granularity == granularity
@@ -110,13 +125,28 @@ def test_the_folder_of_a_random_mask_says_how_much_it_freezes(granularity: str, 
 
 
 def test_the_folder_of_a_random_mask_by_parameters(tmp_path: Path, tiny_unet: Any) -> None:
-    protect_randomly(named_tensors(tiny_unet), tmp_path / "p", 0.4, 7, by_parameters=True)
+    protect_randomly(named_tensors(tiny_unet), tmp_path / "p", 0.4, 7, "random_parameters")
     read = read_protected(tmp_path / "p", tiny_unet)
     assert read.diagnostics["share_of_parameters_frozen"] == pytest.approx(0.4, abs=1e-3)
     assert read.diagnostics["n_frozen"] == len(read.frozen) and read.settings["by"] == "parameters"
     assert read.frozen == random_frozen_by_parameters(tensor_shapes(named_tensors(tiny_unet)), 0.4, generator(7))
-    with pytest.raises(FreezeAsGuardError, match="draws tensors, not granularity 'row'"):
-        protect_randomly(named_tensors(tiny_unet), tmp_path / "q", 0.4, 7, "row", by_parameters=True)
+
+
+def test_draws_of_one_seed_differ_and_the_first_is_the_arm_without_a_number(tmp_path: Path, tiny_unet: Any) -> None:
+    tensors = named_tensors(tiny_unet)
+    frozen = {}
+    for arm in ("random", "random-draw1", "random-draw2"):
+        protect_randomly(tensors, tmp_path / arm, 0.3, 7, arm)
+        frozen[arm] = read_protected(tmp_path / arm, tiny_unet).frozen
+    assert len(set(frozen.values())) == 3
+    assert frozen["random"] == random_frozen(tensors, 0.3, generator(7))
+
+
+def test_a_rule_of_thumb_is_written_under_its_name(tmp_path: Path, tiny_unet: Any) -> None:
+    tensors = named_tensors(tiny_unet)
+    protect_randomly(tensors, tmp_path / "p", 0.3, 7, "attention")
+    read = read_protected(tmp_path / "p", tiny_unet)
+    assert read.method == "attention" and read.frozen == heuristic_frozen("attention", tensors, 0.3, generator(7))
 
 
 # --- rules of thumb -------------------------------------------------------------------------------
@@ -196,9 +226,9 @@ def test_a_user_cannot_move_the_units_of_the_folder(
     draw = generator()
     text = torch.randn(4, 6, unet.config["cross_attention_dim"], generator=draw)
     data = LatentSet(torch.randn(4, 2, 8, 16, 16, generator=draw), text)
-    config = FinetuneConfig(steps=1, batch_size=2, lr=1e-3, weight_decay=0.1)
+    config = Finetuning(steps=1, batch_size=2, lr=1e-3, weight_decay=0.1)
     for seed in (1, 2):
-        protect_randomly(named_tensors(unet), tmp_path / "p", 0.5, seed, granularity)
+        protect_randomly(named_tensors(unet), tmp_path / "p", 0.5, seed, f"random-{granularity}")
         settings = {"seed": 0, "device": "cpu", "checkpoint_name": "c"}
         adapt.adapt_and_save("illegal", MODEL, tmp_path / "p", data, config, tmp_path, **settings)
     assert identities[0] != identities[1]  # another mask takes up no checkpoint of this one

@@ -32,7 +32,7 @@ SETTINGS = "stages/freezeasguard/settings"
 """Its outcome, the file in data/settings, is a dependency: code that reads it back changes nothing."""
 NAMES = ("stages/freezeasguard/arms.py", "stages/freezeasguard/protections/registry.py")
 """What an arm is called, and where its code lies. Its stage reads no label or colour: those are for the reports."""
-NAMES_ALONE = ("protect", "adapt")
+NAMES_ALONE = ("protect", "adapt", "reference", "score")
 
 
 @cache
@@ -80,7 +80,7 @@ def exempt(stage: str) -> tuple[str, ...]:
 
 def code_deps(stage: str) -> list[str]:
     block = STAGES[stage].get("do", STAGES[stage])
-    return [dep for dep in block["deps"] if dep.startswith("stages/")]
+    return [dep for dep in block["deps"] if dep.startswith("stages/") and not dep.endswith(".csv")]
 
 
 def check(code: list[str], imported: set[str]) -> None:

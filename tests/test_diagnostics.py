@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.arms import Arm
 from freezeasguard.masks.bilevel import LearnedMask, MaskHistory
 from freezeasguard.masks.diagnostics import (
     mask_diagnostics,
@@ -25,8 +24,11 @@ from freezeasguard.masks.diagnostics import (
 from freezeasguard.models.diffusion import load_unet, named_tensors
 from freezeasguard.models.latents import CaseData
 from freezeasguard.models.protected import Protected, read_protected
-from freezeasguard.protections.freezeasguard import protect_by_mask
-from freezeasguard.settings.params import Params, parse_params, profile_text
+from freezeasguard.protections import freezeasguard
+from freezeasguard.protections.protect import Inputs, protect_case
+from freezeasguard.settings.params import parse_params
+from freezeasguard.settings.profiles import profile_text
+from freezeasguard.settings.resolve import protect_settings
 from freezeasguard.sides import SIDES
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
@@ -84,11 +86,14 @@ def test_inconsistent_signals_are_told_from_consistent_ones() -> None:
 # --- the protection stage -------------------------------------------------------------------------
 
 
-def params(**mask: Any) -> Params:
+def inputs_of(arm: str, data: CaseData, finetuned: Path, **mask: Any) -> Inputs:
+    """What the stage gives to an arm of the profile smoke."""
     values = yaml.safe_load(profile_text("smoke"))
-    values["mask"] |= {"mask_steps": 1, "batch_size": 2, **mask}
-    values["workers"] = 1
-    return parse_params(values, Path("params.yaml"))
+    values["mask"] |= {"mask_steps": 1, "batch_size": 2, "mask_batch_size": 2, **mask}
+    settings = protect_settings(parse_params(values, Path("params.yaml")), "portraits", Arm.parse(arm))
+    inputs = Inputs(settings, MODEL, finetuned, finetuned)
+    inputs.__dict__["data"] = data
+    return inputs
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +122,12 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_learned_mask_is_written_at_its_granularity_and_stays_small(
     granularity: str, data: CaseData, finetuned: Path, tmp_path: Path
 ) -> None:
-    own = params(granularity=granularity)
-    learned = protect_by_mask(own, own.mask, MODEL, data, finetuned, tmp_path / "arm", 0.3)
+    arm = "freezeasguard" if granularity == "tensor" else f"freezeasguard-{granularity}"
+    inputs = inputs_of(arm, data, finetuned)
+    protect_case(inputs, tmp_path / "arm")
     protected = read_protected(tmp_path / "arm", load_unet(MODEL))
+    assert inputs.settings.mask is not None
+    learned = freezeasguard.learn(inputs, inputs.settings.mask, inputs.settings.seed)
     expected = Protected("freezeasguard", granularity=granularity, frozen_units=learned.frozen_units(0.3))
     assert protected.granularity == granularity and protected.frozen == expected.frozen
     assert protected.frozen_units.keys() == expected.frozen_units.keys()
@@ -138,25 +146,14 @@ def test_a_learned_mask_is_written_at_its_granularity_and_stays_small(
 def test_controls_are_written_under_their_own_names(
     control: str, data: CaseData, finetuned: Path, tmp_path: Path
 ) -> None:
-    own = params(granularity="row", user_steps=3)
-    mask = protect_by_mask(own, own.mask, MODEL, data, finetuned, tmp_path / "arm", 0.3, control=control)
+    inputs = inputs_of(control, data, finetuned, granularity="row", user_steps=3)
+    protect_case(inputs, tmp_path / "arm")
     protected = read_protected(tmp_path / "arm", load_unet(MODEL))
     assert protected.method == control and protected.granularity == "row"
     assert protected.diagnostics["n_frozen"] == round(0.3 * protected.diagnostics["n_units"])
+    assert inputs.settings.mask is not None
+    mask = freezeasguard.learn(inputs, inputs.settings.mask, inputs.settings.seed, control)
     assert not mask.history.user_loss
     assert torch.equal(mask.top(0.3), mask.initially_top(0.3)) == (control == "zeroed_signal")
     (agreement,) = protected.diagnostics["overlap_across_seeds"]
     assert agreement < 1 and (agreement > 0.35) == (control == "one_shot")
-
-
-def test_an_unknown_control_is_refused(data: CaseData, tmp_path: Path) -> None:
-    own = params()
-    with pytest.raises(FreezeAsGuardError, match="control is 'guess'; use one_shot or zeroed_signal"):
-        protect_by_mask(own, own.mask, MODEL, data, tmp_path, tmp_path / "arm", 0.3, control="guess")
-    assert not (tmp_path / "arm").exists()
-
-
-def test_a_masks_fields_are_those_of_the_learner() -> None:
-    from freezeasguard.masks.bilevel import MaskConfig
-
-    assert {f.name for f in dataclasses.fields(MaskConfig)} == params().mask.settings().keys()

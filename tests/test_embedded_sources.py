@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ import pytest
 from PIL import Image, ImageColor
 from transformers import CLIPTokenizer
 
-from freezeasguard.data import illustrators, logos, orl
-from freezeasguard.data.collect import SOURCES, Item, collect
-from freezeasguard.data.colors import color_name
-from freezeasguard.data.drawn_people import BACKGROUNDS, SKINS, famous_figures, other_figures, style_definition
+from freezeasguard.data.crawl import SOURCES, Item, crawl_domain
+from freezeasguard.data.embedded import illustrators, logos, orl
+from freezeasguard.data.embedded.colors import color_name
+from freezeasguard.data.embedded.drawn_people import BACKGROUNDS, SKINS, famous_figures, other_figures, style_definition
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 
@@ -28,7 +29,7 @@ N_CLASSES = {"embedded-illustrators": 5, "embedded-explicit": 2, "embedded-orl":
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pd.DataFrame]:
     out = tmp_path_factory.mktemp("raw")
     domains = {source: Domain(source=source, images_per_class=6) for source in EMBEDDED}
-    return {source: collect(domain, out / source, out / "downloads", seed=0) for source, domain in domains.items()}
+    return {source: crawl_domain(domain, out / source, out / "downloads", seed=0) for source, domain in domains.items()}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def tokenizer() -> CLIPTokenizer:
 
 def items(source: str, n: int, seed: int = 0, size_px: int = 64) -> list[Item]:
     domain = Domain(source=source, images_per_class=n, size_px=size_px)
-    return list(SOURCES[source](domain, Path("unused"), seed))
+    return list(import_module(SOURCES[source].import_path).items(domain, Path("unused"), seed))
 
 
 def pixels(item: Item) -> bytes:

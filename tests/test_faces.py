@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from freezeasguard.data import orl
 from freezeasguard.data.clean import Cleaner, FaceDetector
+from freezeasguard.data.embedded import orl
 from freezeasguard.settings.params import Clean
 
 

@@ -12,7 +12,9 @@ from freezeasguard.models.generate import prompt_table
 from freezeasguard.models.latents import CaseData
 from freezeasguard.models.sampling import image_seed
 from freezeasguard.new_case import add_case
-from freezeasguard.settings.params import Generate, load_params, profile_text
+from freezeasguard.settings.params import load_params
+from freezeasguard.settings.profiles import profile_text
+from freezeasguard.settings.users import Generate
 
 CONFIG = Generate(
     steps=2, guidance_scale=2, prompts_per_side=2, held_out_prompts_per_side=1, images_per_prompt=2, batch_size=2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser, random_latents
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.batches import drawn_loss
 from freezeasguard.models.diffusion import NoiseSchedule, named_tensors
 from freezeasguard.models.freezing import Frozen
 from freezeasguard.models.granularity import (
@@ -30,9 +30,10 @@ from freezeasguard.models.granularity import (
 )
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected import Protected, freeze_for_training
-from freezeasguard.users.training import Checkpoint, FinetuneConfig, drawn_loss, finetune
+from freezeasguard.settings.users import Finetuning
+from freezeasguard.users.training import Checkpoint, finetune
 
-CONFIG = FinetuneConfig(steps=5, batch_size=3, lr=1e-2, weight_decay=0.3, checkpoint_steps=2)
+CONFIG = Finetuning(steps=5, batch_size=3, lr=1e-2, weight_decay=0.3, checkpoint_steps=2)
 PARTS = ("row", "element")
 
 
@@ -182,7 +183,7 @@ def test_frozen_weights_of_a_unet_stay(
 ) -> None:
     units = drawn_units(tiny_unet, granularity)
     before, masks = weights_of(tiny_unet), on_weights(units, tiny_unet, granularity)
-    config = dataclasses.replace(CONFIG, steps=2)
+    config = CONFIG.model_copy(update=dict(steps=2))
     finetune(tiny_unet, schedule, data, config, frozen_units=units, granularity=granularity, generator=generator())
     after = weights_of(tiny_unet)
     assert len(after) == 686
@@ -229,7 +230,7 @@ class WithoutTheFrozenRows(ToyDenoiser):
 
 
 def test_training_with_frozen_rows_is_training_without_them(schedule: NoiseSchedule, data: LatentSet) -> None:
-    config = dataclasses.replace(CONFIG, max_grad_norm=0.05)  # far below the gradient: what is clipped matters
+    config = CONFIG.model_copy(update=dict(max_grad_norm=0.05))  # far below the gradient: what is clipped matters
     toy, reference = ToyDenoiser(), WithoutTheFrozenRows()
     rows = {"weight": torch.tensor([True, True, False, False])}
     losses = finetune(toy, schedule, data, config, frozen_units=rows, granularity="row", generator=generator())
@@ -304,7 +305,7 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_not_been(
 def test_nothing_is_enforced_once_the_loop_has_ended(fails: bool, schedule: NoiseSchedule, data: LatentSet) -> None:
     toy = ToyDenoiser()
     rows = {"weight": torch.tensor([True, False, False, False])}
-    config = dataclasses.replace(CONFIG, lr=1e30 if fails else 1e-2, steps=20)
+    config = CONFIG.model_copy(update=dict(lr=1e30 if fails else 1e-2, steps=20))
     with pytest.raises(FreezeAsGuardError, match="the loss is") if fails else nullcontext():
         finetune(toy, schedule, data, config, frozen_units=rows, granularity="row", generator=generator())
     toy.load_state_dict(ToyDenoiser().state_dict())

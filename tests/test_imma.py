@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from pydantic import ValidationError
 
 from conftest import random_latents
 from freezeasguard.errors import FreezeAsGuardError
@@ -23,14 +23,16 @@ from freezeasguard.models.diffusion import (
 )
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected import load_tensors
-from freezeasguard.protections.imma import IMMAConfig, defended_names, immunise
-from freezeasguard.users.training import FinetuneConfig, finetune
+from freezeasguard.protections.imma import defended_names, immunise
+from freezeasguard.settings.methods import IMMA
+from freezeasguard.settings.users import Finetuning
+from freezeasguard.users.training import finetune
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
-CONFIG = IMMAConfig(steps=3, batch_size=4, inner_lr=1e-3, outer_lr=1e-3)
+CONFIG = IMMA(steps=3, batch_size=4, inner_lr=1e-3, outer_lr=1e-3)
 
 
-def run(unet: UNet2DConditionModel, schedule: NoiseSchedule, config: IMMAConfig):  # noqa: ANN201
+def run(unet: UNet2DConditionModel, schedule: NoiseSchedule, config: IMMA):  # noqa: ANN201
     return immunise(unet, schedule, random_latents(4, seed=3), config, generator=torch.Generator().manual_seed(0))
 
 
@@ -41,8 +43,8 @@ def test_defended_tensors(tiny_unet: UNet2DConditionModel) -> None:
     assert set(cross) < set(every) and all(".attn2." in name for name in cross)
     with pytest.raises(FreezeAsGuardError, match="no attention projections"):
         defended_names(torch.nn.Linear(2, 2), "all")
-    with pytest.raises(FreezeAsGuardError, match="imma.attn_scope is 'self'"):
-        replace(CONFIG, attn_scope="self")
+    with pytest.raises(ValidationError, match="attn_scope"):
+        IMMA.model_validate({**CONFIG.model_dump(), "attn_scope": "self"})
 
 
 @pytest.mark.parametrize("scope", ["all", "cross"])
@@ -50,7 +52,7 @@ def test_outer_phase_moves_the_defended_tensors_alone(
     tiny_unet: UNet2DConditionModel, schedule: NoiseSchedule, scope: str
 ) -> None:
     before = {n: t.detach().clone() for n, t in named_tensors(tiny_unet).items()}
-    edited, history = run(tiny_unet, schedule, replace(CONFIG, inner_lr=0.0, attn_scope=scope))
+    edited, history = run(tiny_unet, schedule, CONFIG.model_copy(update=dict(inner_lr=0.0, attn_scope=scope)))
     moved = {n for n, t in named_tensors(tiny_unet).items() if not torch.equal(t, before[n])}
     assert moved == set(edited) == set(defended_names(tiny_unet, scope))
     assert len(history.inner) == len(history.outer) == 3
@@ -58,7 +60,7 @@ def test_outer_phase_moves_the_defended_tensors_alone(
 
 def test_inner_phase_moves_the_whole_unet(tiny_unet: UNet2DConditionModel, schedule: NoiseSchedule) -> None:
     before = {n: t.detach().clone() for n, t in named_tensors(tiny_unet).items()}
-    run(tiny_unet, schedule, replace(CONFIG, outer_lr=0.0))
+    run(tiny_unet, schedule, CONFIG.model_copy(update=dict(outer_lr=0.0)))
     # The keys' biases cancel in a softmax, so a tensor without any gradient may stay; none has here.
     assert all(not torch.equal(t, before[n]) for n, t in named_tensors(tiny_unet).items())
 
@@ -84,7 +86,7 @@ def test_attacker_descends_and_defender_ascends(figure: tuple[LatentSet, NoiseSc
     ends = {}
     for name, lrs in {"attacker": (5e-4, 0.0), "defender": (0.0, 5e-4)}.items():
         unet = load_unet(MODEL)
-        config = IMMAConfig(steps=12, batch_size=4, inner_lr=lrs[0], outer_lr=lrs[1])
+        config = CONFIG.model_copy(update={"steps": 12, "inner_lr": lrs[0], "outer_lr": lrs[1]})
         immunise(unet, schedule, data, config, generator=torch.Generator().manual_seed(0))
         ends[name] = mean_loss(unet, data, schedule)
     assert ends["attacker"] < start < ends["defender"], (start, ends)
@@ -92,13 +94,13 @@ def test_attacker_descends_and_defender_ascends(figure: tuple[LatentSet, NoiseSc
 
 def test_an_immunised_model_adapts_more_slowly(figure: tuple[LatentSet, NoiseSchedule]) -> None:
     data, schedule = figure
-    config = IMMAConfig(steps=20, batch_size=4, inner_lr=1e-4, outer_lr=1e-3)
+    config = IMMA(steps=20, batch_size=4, inner_lr=1e-4, outer_lr=1e-3)
     edited, _ = immunise(load_unet(MODEL), schedule, data, config, generator=torch.Generator().manual_seed(0))
     left = {}
     for name, tensors in {"plain": {}, "immunised": edited}.items():
         unet = load_unet(MODEL)
         load_tensors(unet, tensors)
-        user = FinetuneConfig(steps=15, batch_size=4, lr=5e-4)
+        user = Finetuning(steps=15, batch_size=4, lr=5e-4)
         finetune(unet, schedule, data, user, generator=torch.Generator().manual_seed(1))
         left[name] = mean_loss(unet, data, schedule)
     assert left["immunised"] > 1.05 * left["plain"], left
@@ -112,4 +114,4 @@ def test_the_same_seed_gives_the_same_tensors(tiny_unet: UNet2DConditionModel, s
 
 def test_a_loss_that_explodes_is_told(tiny_unet: UNet2DConditionModel, schedule: NoiseSchedule) -> None:
     with pytest.raises(FreezeAsGuardError, match="lower imma.outer_lr"):
-        run(tiny_unet, schedule, replace(CONFIG, steps=30, outer_lr=1e12))
+        run(tiny_unet, schedule, CONFIG.model_copy(update=dict(steps=30, outer_lr=1e12)))

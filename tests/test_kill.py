@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from freezeasguard.models.diffusion import stored_tensors
-from freezeasguard.protections.blind import protect_nothing
-from freezeasguard.settings.params import write_profile
+from freezeasguard.models.protected import Protected, write_for
+from freezeasguard.settings.params import load_params
+from freezeasguard.settings.profiles import write_profile
+from freezeasguard.settings.resolve import write_settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +30,6 @@ def project(tmp_path: Path) -> Path:
     params = tmp_path / "params.yaml"
     write_profile("smoke", params)
     params.write_text(params.read_text().replace("steps: 3\n  batch_size: 4", "steps: 40\n  batch_size: 4"))
-    shutil.copytree(ROOT / "data/models", tmp_path / "data/models")
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(8, 2, 8, 16, 16, generator=generator)
     words = torch.randn(8, 48, 96, generator=generator)
@@ -38,12 +39,15 @@ def project(tmp_path: Path) -> Path:
     rows = [f"{i},{'illegal' if i < 4 else 'legal'},c{i},C,adaptation,{i}.png,a photo of C,{i}" for i in range(8)]
     header = "row,side,class,subject,part,path,caption,sha256"
     (folder / "index.csv").write_text("\n".join([header, *rows]) + "\n")
-    protect_nothing(stored_tensors(ROOT / "data/models/tiny-1.5"), tmp_path / "data/protected/portraits/full", "full")
+    model = tmp_path / "data/fetched/tiny-1.5"
+    shutil.copytree(ROOT / "data/models/tiny-1.5", model)
+    write_for(stored_tensors(model), tmp_path / "data/protected/portraits/full", Protected("full"))
+    write_settings(load_params(params), tmp_path / "data/settings")
     return tmp_path
 
 
 def adapt(project: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "stages.adapt", "portraits", "full"]
+    command = [sys.executable, "-m", "stages.adapt", "portraits", "full", "tiny-1.5"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(command, cwd=project, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
 

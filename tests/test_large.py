@@ -7,12 +7,13 @@ import resource
 import pytest
 import torch
 
-from freezeasguard.masks.bilevel import MaskConfig, MaskLearner
+from freezeasguard.masks.bilevel import MaskLearner
 from freezeasguard.models.diffusion import NoiseSchedule
 from freezeasguard.models.latents import LatentSet
-from freezeasguard.settings.params import MASK_PRESETS
+from freezeasguard.settings.mask import Mask
+from freezeasguard.settings.users import Finetuning
 from freezeasguard.sides import SIDES
-from freezeasguard.users.training import FinetuneConfig, finetune
+from freezeasguard.users.training import finetune
 
 pytestmark = pytest.mark.large
 
@@ -33,14 +34,14 @@ def test_sd15_goes_through_user_mask_and_adaptation_steps() -> None:
         for side in SIDES
     }
     schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000))
-    settings = {**MASK_PRESETS["paper"], "user_steps": 2, "mask_steps": 1, "batch_size": 2, "temperature": 0.2}
+    settings = Mask.model_validate({"preset": "paper", "user_steps": 2, "mask_steps": 1, "batch_size": 2})
     moved = {name: p.detach() + 1e-4 for name, p in unet.named_parameters() if name.startswith("mid_block")}
-    learner = MaskLearner(unet, schedule, data, {SIDES: moved}, MaskConfig(**settings), 0.3, generator)
+    learner = MaskLearner(unet, schedule, data, {SIDES: moved}, settings, 0.3, generator)
     learned = learner.learn()
     print(f"\npeak after two user steps and one mask step: {peak_gib():.1f} GiB")
     assert len(learned.frozen(0.3)) == 206
     del learner
-    config = FinetuneConfig(steps=1, batch_size=1, lr=1e-5)
+    config = Finetuning(steps=1, batch_size=1, lr=1e-5)
     assert len(finetune(unet, schedule, data["illegal"], config, frozen=learned.frozen(0.3), generator=generator)) == 1
     print(f"peak after one adaptation step at rho 0.3: {peak_gib():.1f} GiB")
     assert peak_gib() < 20

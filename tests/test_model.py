@@ -93,7 +93,8 @@ def test_stored_tensors_that_cannot_be_read_are_told(tmp_path: Path) -> None:
 
 def test_blind_stages_load_no_network_library() -> None:
     code = (
-        "import sys; from pathlib import Path; from stages import random_freeze, unprotected; "
+        "import sys; from pathlib import Path; from stages import protect; "
+        "from freezeasguard.protections import random_freezing, unprotected; "
         f"from freezeasguard.models.diffusion import stored_tensors; stored_tensors(Path({str(MODEL)!r})); "
         "print([m for m in ('diffusers', 'transformers', 'pandas') if m in sys.modules])"
     )

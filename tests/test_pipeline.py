@@ -1,27 +1,50 @@
-"""The real thing: `dvc repro` of the smoke profile as a subprocess, twice, then with one changed value."""
+"""The real thing: `dvc repro` of the smoke profile as a subprocess, then with changed values, then as experiments."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from project import copy_project, repro, run
+from project import ROOT, commit, copy_project, dvc, ran, repro, run
+from test_dependencies import NAMES, NAMES_ALONE, PLUMBING, SETTINGS
 
 ARMS = ("pretrained", "uce-before", "full", "uce", "freezeasguard", "random")
-BLIND_TO_RHO = ARMS[:4]
+AT_THE_END = {"score@portraits", "tables", "figures", "report", "track"}
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_project(tmp_path_factory.mktemp("project"))
+    """The smoke profile after its first `dvc repro`, every file that a stage opened on record."""
+    folder = copy_project(tmp_path_factory.mktemp("project"))
+    log = tmp_path_factory.mktemp("audit")
+    paths = f"{ROOT / 'tests/audit'}:{folder / 'stages'}"
+    first = repro(folder, PYTHONPATH=paths, STAGE_AUDIT=str(log), PYTHONDONTWRITEBYTECODE="1")
+    (folder / "first.json").write_text(json.dumps({"ran": first, "log": str(log)}))
+    return folder
 
 
-def test_smoke_runs_once_then_only_what_changed(project: Path) -> None:
-    first = repro(project)
+def tracked(project: Path) -> tuple[list[Any], list[Any]]:
+    """MLflow's parent runs and the runs of cells."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("freezeasguard")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert all(run.info.status == "FINISHED" for run in runs)
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    return [run for run in runs if run not in children], children
+
+
+def test_the_first_run_makes_everything_and_the_second_nothing(project: Path) -> None:
+    first = json.loads((project / "first.json").read_text())["ran"]
     assert {f"generate@portraits-{arm}" for arm in ARMS} <= set(first) and "pretrain" not in first
     with (project / "reports/tables/table2.csv").open() as file:
         rows = list(csv.reader(file))
@@ -30,39 +53,146 @@ def test_smoke_runs_once_then_only_what_changed(project: Path) -> None:
         for arm in ("Pre-trained model", "UCE before fine-tuning", "Full FT", "UCE", "FG-30%", "R-30%")
         for side in ("illegal", "legal")
     ]
-    assert "with zeroed signal" in (project / "reports/mask_diagnostics.md").read_text()
+    assert "with zeroed signal" in (project / "reports/tables/mask_diagnostics.md").read_text()
     assert (project / "reports/index.html").is_file() and (project / "reports/figures/samples-portraits.png").is_file()
     for arm in ("freezeasguard", "random"):
         protected = json.loads((project / f"data/protected/portraits/{arm}/protected.json").read_text())
         assert len(protected["frozen"]) == round(0.3 * 686)
-
     assert repro(project) == []
 
+
+def covered(path: str, listed: set[str]) -> bool:
+    return any(path == one or path.startswith(f"{one}/") for one in listed)
+
+
+def test_every_file_that_a_stage_opened_is_declared(project: Path) -> None:
+    """Dynamic imports and data alike: what the recorder saw, against the dependencies and outputs in dvc.lock."""
+    log = Path(json.loads((project / "first.json").read_text())["log"])
+    lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
+    by_command = {block["cmd"]: (name, block) for name, block in lock.items()}
+    seen = set()
+    for file in log.glob("*.log"):
+        header, *opened = file.read_text().splitlines()
+        if not (command := re.search(r"-m (stages\..*)", header)):
+            continue
+        name, block = by_command[f"python -m {command.group(1)}"]
+        stage = name.partition("@")[0]
+        listed = {entry["path"] for key in ("deps", "outs", "metrics") for entry in block.get(key, [])}
+        allowed = (
+            {*PLUMBING, SETTINGS, *(NAMES if stage in NAMES_ALONE else ())} if stage != "settings" else {*PLUMBING}
+        )
+        allowed |= {"params.yaml"}  # the machine's workers and device; the stage settings watches all of it
+        allowed |= {"data/downloads", "data/checkpoints"}  # kept between runs, keyed by what they depend on
+        for path in opened:
+            path = re.sub(r"__pycache__/(\w+)\.cpython-\d+(\.opt-\d)?\.pyc.*$", r"\1.py", path)
+            hidden = re.sub(r"/\.([\w.-]+?)\.\d+\.(tmp|old)", r"/\1", path)  # a temporary name beside its file
+            if (project / path).is_dir() or "egg-info" in path or path.startswith((".git", ".dvc")):
+                continue
+            if settings_names_only(path, stage):
+                continue
+            assert covered(hidden, listed | allowed), f"{name} opened {path}, which it does not declare"
+        seen.add(name)
+    assert seen == set(lock)
+
+
+def settings_names_only(path: str, stage: str) -> bool:
+    """Modules that the settings' own code imports, to check names: idle in every stage but `settings`."""
+    idle = (*NAMES, "stages/freezeasguard/scores/", "stages/freezeasguard/data/sources/", "stages/freezeasguard/data/")
+    return stage != "settings" and path.startswith(idle) and path.endswith(".py") and not static_import(path, stage)
+
+
+def static_import(path: str, stage: str) -> bool:
+    from test_dependencies import closure, exempt
+
+    return path in closure([ROOT / "stages" / f"{stage}.py"], exempt(stage))
+
+
+def test_metrics_are_a_screenful_and_plots_are_listed(project: Path) -> None:
+    shown = json.loads(dvc(project, "metrics", "show", "--json").partition("\n")[0])
+    files = shown[""]["data"] if "" in shown else shown["workspace"]["data"]["files"]
+    assert list(files) == ["reports/metrics.json"]
+    metrics = json.loads((project / "reports/metrics.json").read_text())
+    assert set(metrics["portraits"]) == {"full", "uce", "freezeasguard", "random"}
+    assert set(metrics["portraits"]["random"]) >= {"illegal", "legal", "gap"}
+
+
+def test_a_fresh_clone_prints_draws_and_tracks_whatever_its_lock_says(project: Path) -> None:
+    """Git brings dvc.lock and the reports; what they say is up to date was never shown or logged on this machine."""
+    for name in ("data/rendered", "mlflow.db", "data/tracked.json"):
+        path = project / name
+        for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+            file.unlink()
+    out = dvc(project, "repro")
+    assert set(ran(out)) == {"tables", "figures", "report", "track"}
+    assert "FG-30%" in out
+    parents, children = tracked(project)
+    assert len(parents) == 1 and len(children) == len(ARMS)
+    assert repro(project) == []
+
+
+def test_changed_values_rerun_what_they_must_and_going_back_nothing(project: Path) -> None:
     params = project / "params.yaml"
-    params.write_text(params.read_text().replace("rho: 0.3", "rho: 0.5"))
+    before = params.read_text()
+    params.write_text(before.replace("rho: 0.3", "rho: 0.5"))
     again = repro(project)
-    cells = [f"{stage}@portraits-{arm}" for stage in ("adapt", "generate") for arm in ARMS[4:]]
-    at_the_end = {"score@portraits", "tables", "mask_diagnostics", "figures", "report", "track"}
-    expected = {"learn_mask@portraits", "random_freeze@portraits", *cells, *at_the_end}
-    assert set(again) == expected and len(again) == len(expected)
+    cells = [f"{stage}@portraits-{arm}" for stage in ("protect", "adapt", "generate") for arm in ARMS[4:]]
+    assert sorted(again) == sorted({"settings", *cells, *AT_THE_END})
 
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("freezeasguard")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    names = sorted(run.info.run_name for run in runs)
+    parents, children = tracked(project)
+    names = sorted(run.data.tags["mlflow.runName"] for run in children)
     # Arms that do not depend on rho keep their one run; the two others have one a value.
-    assert names == sorted([f"portraits-{arm}" for arm in (*BLIND_TO_RHO, *ARMS[4:], *ARMS[4:])])
-
-    diff = run([sys.executable, "-m", "dvc", "metrics", "show"], project)
-    assert "freezeasguard.json" in diff
-
-    # Tracking once more logs nothing new.
+    assert len(parents) == 2 and len(names) == len(ARMS) + 2
     out = run([sys.executable, "-m", "stages.track"], project)
     assert "0 runs logged, 6 known" in out
 
-    # Going back restores every cell from DVC's run cache: nothing trains again.
-    params.write_text(params.read_text().replace("rho: 0.5", "rho: 0.3"))
-    assert [name for name in repro(project) if name.partition("@")[0] in ("learn_mask", "adapt", "generate")] == []
+    # Going back restores every cell from DVC's run cache: nothing trains again, and MLflow has no second run of it.
+    params.write_text(before)
+    rerun = [name for name in repro(project) if name.partition("@")[0] in ("protect", "adapt", "generate")]
+    assert rerun == []
+    assert [len(runs) for runs in tracked(project)] == [2, len(ARMS) + 2]
+
+
+def test_experiments_rerun_what_they_must_and_are_collected(project: Path) -> None:
+    commit(project)
+    learned = [f"{stage}@portraits-freezeasguard" for stage in ("protect", "adapt", "generate")]
+    out = dvc(project, "exp", "run", "-S", "mask.preset=paper", "-n", "paper")
+    assert sorted(ran(out)) == sorted({"settings", "relearn@portraits", *learned, *AT_THE_END})
+    protected = json.loads((project / "data/protected/portraits/freezeasguard/protected.json").read_text())
+    assert protected["settings"]["user_lr"] == 1e-5 and protected["settings"]["users"] == "joint"
+    run(["git", "checkout", "-q", "."], project)
+    dvc(project, "checkout", "-q")
+
+    # A queue of seeds and roles, as a study runs: elsewhere, with the models and the one database.
+    dvc(project, "exp", "run", "--queue", "-S", "seed=1", "-S", "roles=given,swapped")
+    log = dvc(project, "exp", "run", "--run-all", "--jobs", "1")
+    assert "failed" not in log.lower(), log
+    out = run([str(Path(sys.executable).parent / "freezeasguard"), "collect"], project)
+    with (project / "reports/study/cells.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = {(row["seed"], row["roles"], row["preset"]) for row in rows}
+    assert found == {
+        ("0", "given", "freezeasguard"),
+        ("0", "given", "paper"),
+        ("1", "given", "freezeasguard"),
+        ("1", "swapped", "freezeasguard"),
+    }
+    classes = {row["roles"]: row["classes"] for row in rows if (row["seed"], row["side"]) == ("1", "illegal")}
+    legal = {row["roles"]: row["classes"] for row in rows if (row["seed"], row["side"]) == ("1", "legal")}
+    assert classes["given"] == legal["swapped"] and classes["swapped"] == legal["given"]
+    assert "random" in out
+    parents, _ = tracked(project)
+    assert {(r.data.tags["seed"], r.data.tags["roles"]) for r in parents} >= {("1", "given"), ("1", "swapped")}
+
+
+def test_a_seed_reruns_all_that_is_drawn(project: Path) -> None:
+    params = project / "params.yaml"
+    before = params.read_text()
+    try:
+        params.write_text(before.replace("seed: 0", "seed: 2"))
+        again = {name.partition("@")[0] for name in repro(project)}
+        blind = {f"protect@portraits-{arm}" for arm in ("full",)}
+        assert "fetch" not in again and "pretrain" not in again
+        assert {"crawl", "split", "encode", "relearn", "protect", "adapt", "generate", "score", "track"} <= again
+        assert not blind & again
+    finally:
+        params.write_text(before)

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 from freezeasguard.commands import SCORERS
+from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.images import read_images
 from freezeasguard.models.latents import CaseData
@@ -25,7 +26,7 @@ from freezeasguard.scores.kept import kept_share
 from freezeasguard.scores.networks.efficientnet import pooled_and_statistics
 from freezeasguard.scores.networks.frechet import frechet_distance
 from freezeasguard.scores.networks.style import StyleFeatures
-from freezeasguard.scores.registry import EMBEDDED_SCORES, SCORES
+from freezeasguard.scores.registry import SCORES
 from freezeasguard.scores.scoring import (
     Reference,
     ScoredImages,
@@ -232,7 +233,7 @@ def test_the_papers_scores_ask_for_their_files() -> None:
 
 
 def test_domains_have_scores_and_unknown_ones_are_told() -> None:
-    assert {name for names in EMBEDDED_SCORES.values() for name in names} <= SCORES.keys()
+    assert {name for source in SOURCES.values() for name in source.scores} <= SCORES.keys()
     assert Domain(source="embedded-orl").score_names()[0] == "dlib"
     assert Domain(source="folder", path=Path("x"), scores=["csd", "fid"]).score_names() == ("csd", "fid")
     values = yaml.safe_load(profile_text("smoke"))

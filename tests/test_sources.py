@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
+import socket
+import stat
+import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,13 +19,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import requests
+import urllib3
+import yaml
 from PIL import Image
 
 from freezeasguard.data.clean import Cleaner, near_duplicates, perceptual_hash, square
-from freezeasguard.data.collect import collect
+from freezeasguard.data.crawl import crawl_domain
 from freezeasguard.data.download import DownloadLog, Limits, fetch, refuse_address, unpack_zip
+from freezeasguard.data.sources.registry import SOURCES, Source
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.settings.params import Archive, Clean, Crawl, Domain, Hub, Query
+from freezeasguard.scores.registry import SCORES
+from freezeasguard.settings.params import Archive, Clean, Crawl, Domain, Hub, Query, parse_params
+from freezeasguard.settings.profiles import profile_text
 from loopback import jpeg, serve
 
 
@@ -29,7 +41,7 @@ def web() -> Iterator[tuple[str, Any]]:
         yield served
 
 
-def crawl_domain(address: str, **overrides: Any) -> Domain:
+def web_domain(address: str, **overrides: Any) -> Domain:
     settings: dict[str, Any] = {
         "engine": "page",
         "search_url": address + "/search?q={query}&p={page}",
@@ -51,7 +63,7 @@ def statuses(manifest: pd.DataFrame) -> dict[str, str]:
 
 def test_a_result_page_brings_good_images_and_a_reason_for_every_other(tmp_path: Path, web: Any) -> None:
     address, hits = web
-    manifest = collect(crawl_domain(address), tmp_path / "raw", tmp_path / "downloads", 0)
+    manifest = crawl_domain(web_domain(address), tmp_path / "raw", tmp_path / "downloads", 0)
     found = statuses(manifest)
     assert [found[f"{i}.jpg"] for i in (2, 3, 4, 5)] == ["ok"] * 4
     assert found["redirect.jpg"] == "ok" and found["missing.jpg"] == "http 404"
@@ -76,8 +88,8 @@ def test_a_result_page_brings_good_images_and_a_reason_for_every_other(tmp_path:
 def test_almost_equal_images_are_one(tmp_path: Path, web: Any) -> None:
     address, _ = web
     urls = [f"{address}/good/1.jpg", f"{address}/almost.jpg", f"{address}/good/2.jpg"]
-    domain = crawl_domain(address, engine="url-list", classes={"a": Query(urls=urls[:1]), "b": Query(urls=urls[1:])})
-    manifest = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    domain = web_domain(address, engine="url-list", classes={"a": Query(urls=urls[:1]), "b": Query(urls=urls[1:])})
+    manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     by_url = dict(zip(manifest["source"], manifest["status"], strict=True))
     assert by_url[urls[0]] == by_url[urls[2]] == "ok"
     assert by_url[urls[1]].startswith("near-duplicate of images/a/")  # across classes
@@ -85,11 +97,11 @@ def test_almost_equal_images_are_one(tmp_path: Path, web: Any) -> None:
 
 def test_a_rerun_fetches_only_what_may_have_changed(tmp_path: Path, web: Any) -> None:
     address, hits = web
-    domain = crawl_domain(address)
-    first = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    domain = web_domain(address)
+    first = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     files = {p: p.read_bytes() for p in sorted((tmp_path / "raw/images").rglob("*.png"))}
     hits.clear()
-    second = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    second = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     fetched = {path for path in hits if path not in ("/search", "/robots.txt")}
     assert fetched == {"/slow.jpg"}  # a timeout may be cured by another try, a 404 is final
     assert {p: p.read_bytes() for p in sorted((tmp_path / "raw/images").rglob("*.png"))} == files
@@ -100,53 +112,90 @@ def test_a_rerun_fetches_only_what_may_have_changed(tmp_path: Path, web: Any) ->
 def test_a_killed_crawl_goes_on(tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     address, hits = web
     urls = [f"{address}/good/{i}.jpg" for i in range(8)]
-    domain = crawl_domain(address, engine="url-list", classes={"a": Query(urls=urls)}, threads=1)
-    collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    domain = web_domain(address, engine="url-list", classes={"a": Query(urls=urls)}, threads=1)
+    crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     log = tmp_path / "downloads/log.jsonl"
     lines = log.read_text().splitlines()
     log.write_text("\n".join([*lines[:3], lines[3][:20]]))  # as a kill in the middle of a line leaves it
     hits.clear()
-    manifest = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     assert len(manifest) == 8 and (manifest["status"] == "ok").all()
     assert sum(n for path, n in hits.items() if path.startswith("/good/")) == 5
+
+
+def result_page(engine: str, urls: list[str]) -> bytes:
+    """What the engine answers, with images at these addresses."""
+    pages = {
+        "page": "".join(f'<img src="{u}">' for u in urls),
+        "google": "<script>" + ",".join(f'["{u}",80,96]' for u in urls) + "</script>",
+        "bing": "".join(f'<div class="imgpt"><a m="{{&quot;murl&quot;:&quot;{u}&quot;}}"></a></div>' for u in urls),
+        "baidu": json.dumps({"data": [{"hoverURL": u} for u in urls]}),
+    }
+    return pages[engine].encode()
+
+
+def engine_domain(engine: str, address: str, monkeypatch: pytest.MonkeyPatch, **overrides: Any) -> Domain:
+    """Of an engine whose result page is turned to this machine; parsers and queues are icrawler's own."""
+    from icrawler.builtin import baidu, bing, google
+
+    feeders = {"google": google.GoogleFeeder, "bing": bing.BingFeeder, "baidu": baidu.BaiduFeeder}
+
+    def feed(self: Any, *_: Any, **__: Any) -> None:
+        self.out_queue.put(f"{address}/results")
+
+    if engine in feeders:
+        monkeypatch.setattr(feeders[engine], "feed", feed)
+    query = {"someone": Query(query="someone", images=2)}
+    search_url = f"{address}/results?q={{query}}" if engine == "page" else None
+    return web_domain(address, engine=engine, classes=query, search_url=search_url, **overrides)
 
 
 @pytest.mark.parametrize("engine", ["google", "bing", "baidu"])
 def test_engines_of_icrawler_use_our_downloader(
     engine: str, tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their feeders' result addresses are turned to this machine; parsers and queues are icrawler's own."""
-    from icrawler.builtin import baidu, bing, google
-
     address, _ = web
-    feeders = {
-        "google": google.GoogleFeeder,
-        "bing": bing.BingFeeder,
-        "baidu": baidu.BaiduFeeder,
-    }
     urls = [f"{address}/good/{i}.jpg" for i in (10, 11, 12)]
-    pages = {
-        "google": "<script>" + ",".join(f'["{u}",80,96]' for u in urls) + "</script>",
-        "bing": "".join(f'<div class="imgpt"><a m="{{&quot;murl&quot;:&quot;{u}&quot;}}"></a></div>' for u in urls),
-        "baidu": json.dumps({"data": [{"hoverURL": u} for u in urls]}),
-    }
-    with serve({"/results": pages[engine].encode()}) as (results, _):
-
-        def feed(self: Any, *_: Any, **__: Any) -> None:
-            self.out_queue.put(f"{results}/results")
-
-        monkeypatch.setattr(feeders[engine], "feed", feed)
-        query = {"someone": Query(query="someone", images=2)}
-        domain = crawl_domain(address, engine=engine, classes=query, search_url=None)
-        manifest = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    with serve({"/results": result_page(engine, urls)}) as (results, _):
+        domain = engine_domain(engine, results, monkeypatch)
+        manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     assert (manifest["status"] == "ok").all() and 1 <= len(manifest) <= 3
+
+
+@pytest.mark.parametrize("engine", ["page", "google"])
+def test_result_pages_keep_to_the_limits(
+    engine: str, tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, hits = web
+    page = result_page(engine, [f"{address}/good/10.jpg", f"{address}/good/11.jpg"])
+    for size, brought in ((40_000, True), (40_001, False)):
+        with serve({"/results": page.ljust(size)}) as (results, asked):
+            domain = engine_domain(engine, results, monkeypatch, max_bytes=40_000)
+            out = tmp_path / f"{size}"
+            if brought:
+                assert len(crawl_domain(domain, out / "raw", out / "downloads", 0)) == 2
+                hits.clear()
+                continue
+            with pytest.raises(FreezeAsGuardError, match="brought no image"):
+                crawl_domain(domain, out / "raw", out / "downloads", 0)
+            assert asked["/results"] and not hits
+
+
+@pytest.mark.parametrize("engine", ["page", "url-list"])
+def test_a_crawl_keeps_off_private_addresses(engine: str, tmp_path: Path, web: Any) -> None:
+    address, hits = web
+    query = {"a": Query(query="a", urls=[f"{address}/good/1.jpg"])}
+    domain = web_domain(address, engine=engine, classes=query, allow_private=False)
+    with pytest.raises(FreezeAsGuardError, match="brought no image"):
+        crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+    assert not hits
 
 
 def test_an_engine_that_brings_nothing_says_so(tmp_path: Path, web: Any) -> None:
     address, _ = web
-    domain = crawl_domain(address, search_url=address + "/nothing?q={query}")
+    domain = web_domain(address, search_url=address + "/nothing?q={query}")
     with pytest.raises(FreezeAsGuardError, match="the engine page brought no image"):
-        collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+        crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
     assert not (tmp_path / "raw").exists()
 
 
@@ -159,6 +208,7 @@ def test_an_engine_that_brings_nothing_says_so(tmp_path: Path, web: Any) -> None
         ("http://[::1]/a", "refused: private address"),
         ("http://10.1.2.3/a", "refused: private address"),
         ("http://169.254.169.254/meta", "refused: private address"),
+        ("http://[::ffff:10.1.2.3]/a", "refused: private address"),
     ],
 )
 def test_addresses_that_are_refused(url: str, reason: str) -> None:
@@ -166,12 +216,85 @@ def test_addresses_that_are_refused(url: str, reason: str) -> None:
 
 
 def test_a_redirect_to_a_refused_address_is_refused(web: Any) -> None:
-    import requests
-
     address, _ = web
     assert fetch(requests.Session(), f"{address}/redirect.jpg", Limits(10**6, 5, allow_private=True)).status == "ok"
     outcome = fetch(requests.Session(), f"{address}/redirect.jpg", Limits(10**6, 5))
     assert outcome.status == "refused: private address" and outcome.content is None
+
+
+HOSTS = {
+    "public.example": ["93.184.216.34"],
+    "other.example": ["2606:2800:220:1::1", "93.184.216.35"],
+    "inner.example": ["192.168.1.5"],
+    "first.example": ["93.184.216.34", "10.0.0.1"],
+    "last.example": ["fd00::1", "93.184.216.34"],
+}
+
+
+class Internet(requests.adapters.BaseAdapter):
+    """Answers in the network's place: redirects by address, and an image everywhere else."""
+
+    def __init__(self, redirects: dict[str, str]) -> None:
+        super().__init__()
+        self.redirects, self.asked = redirects, []
+
+    def send(self, request: requests.PreparedRequest, *_: Any, **__: Any) -> requests.Response:
+        self.asked.append(request.url)
+        response = requests.Response()
+        response.request, response.url = request, str(request.url)
+        target = self.redirects.get(str(request.url))
+        response.status_code = 302 if target else 200
+        response.headers.update({"location": target} if target else {})
+        response.raw = urllib3.HTTPResponse(io.BytesIO(b"image"), preload_content=False)
+        return response
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`HOSTS` is all that the resolver knows; addresses are their own."""
+
+    def resolve(host: str, port: int, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (found, port)) for found in HOSTS.get(host, [host])]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("http://127.0.0.1/a", "refused: private address"),
+        ("//169.254.169.254/meta", "refused: private address"),
+        ("http://inner.example/a", "refused: private address"),
+        ("https://first.example/a", "refused: private address"),
+        ("http://last.example/a", "refused: private address"),
+        ("file:///etc/passwd", "refused: file scheme"),
+    ],
+)
+def test_a_public_address_cannot_redirect_to_a_private_one(names: None, target: str, reason: str) -> None:
+    start = "http://public.example/a"
+    for redirects in ({start: target}, {start: "http://other.example/b", "http://other.example/b": target}):
+        internet, session = Internet(redirects), requests.Session()
+        for scheme in ("http://", "https://", "file://"):
+            session.mount(scheme, internet)
+        outcome = fetch(session, start, Limits(10**6, 5))
+        assert outcome.status == reason and outcome.content is None
+        assert internet.asked == list(redirects)  # the target is never sent a request
+
+
+def test_a_public_address_may_redirect_to_another(names: None) -> None:
+    session = requests.Session()
+    session.mount("http://", Internet({"http://public.example/a": "http://other.example/b"}))
+    outcome = fetch(session, "http://public.example/a", Limits(10**6, 5))
+    assert outcome.content == b"image" and outcome.url == "http://other.example/b"
+
+
+@pytest.mark.parametrize("host", ["first.example", "last.example"])
+def test_every_address_of_a_name_is_checked(names: None, host: str) -> None:
+    assert refuse_address(f"http://{host}/a", allow_private=False) == "refused: private address"
+    assert refuse_address("http://other.example/a", allow_private=False) is None
 
 
 def test_a_file_that_vanished_is_fetched_again(tmp_path: Path) -> None:
@@ -204,19 +327,19 @@ def test_archive_by_url_is_fetched_once_checked_and_unpacked(tmp_path: Path) -> 
         config = Archive(url=f"{address}/ff25.zip", sha256=digest, allow_private=True)
         domain = Domain(source="archive", archive=config)
         for _ in range(2):
-            manifest = collect(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+            manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
         assert hits["/ff25.zip"] == 1
         assert set(manifest["subject"]) == {"Ann Lee", "Bo Ray"} and (manifest["status"] == "ok").sum() == 6
         wrong = Domain(source="archive", archive=config.model_copy(update={"sha256": "0" * 64}))
         with pytest.raises(FreezeAsGuardError, match="has sha256"):
-            collect(wrong, tmp_path / "raw2", tmp_path / "downloads", 0)
+            crawl_domain(wrong, tmp_path / "raw2", tmp_path / "downloads", 0)
 
 
 def test_archive_with_a_listing_uses_its_captions(tmp_path: Path) -> None:
     lines = [json.dumps({"path": "x/1.jpg", "class": "ann", "caption": "a photo of Ann"})]
     path = tmp_path / "a.zip"
     path.write_bytes(zipped({"set/metadata.jsonl": "\n".join(lines).encode(), "set/x/1.jpg": jpeg(3)}))
-    manifest = collect(Domain(source="archive", archive=Archive(path=path)), tmp_path / "raw", tmp_path / "d", 0)
+    manifest = crawl_domain(Domain(source="archive", archive=Archive(path=path)), tmp_path / "raw", tmp_path / "d", 0)
     assert manifest["caption"].tolist() == ["a photo of Ann"]
 
 
@@ -241,6 +364,105 @@ def test_zip_bombs_and_broken_zips_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_zip_of_too_many_files_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "many.zip"
+    path.write_bytes(zipped({f"{i}.txt": b"x" for i in range(3)}))
+    with pytest.raises(FreezeAsGuardError, match="or 2 files"):
+        unpack_zip(path, tmp_path / "out", max_bytes=10**6, max_files=2)
+    assert not (tmp_path / "out").exists()
+    unpack_zip(path, tmp_path / "out", max_bytes=10**6, max_files=3)
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "link.zip"
+    link = zipfile.ZipInfo("set/1.jpg")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(FreezeAsGuardError, match="unsafe entry 'set/1.jpg'"):
+        unpack_zip(path, tmp_path / "out", max_bytes=10**6)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zip_that_understates_its_sizes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lie.zip"
+    honest = zipped({"zeros.png": bytes(5_000_000)})
+    assert honest.count(struct.pack("<L", 5_000_000)) == 2  # the entry's own header, and the directory
+    path.write_bytes(honest.replace(struct.pack("<L", 5_000_000), struct.pack("<L", 10)))
+    with pytest.raises(FreezeAsGuardError, match="no readable zip"):  # Python reads what is declared: a wrong CRC
+        unpack_zip(path, tmp_path / "out", max_bytes=1000)
+    # A reader that goes on beyond the declared size, as decompressors may: the bytes are counted as they come.
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: io.BytesIO(bytes(5_000_000)))
+    with pytest.raises(FreezeAsGuardError, match="unpacks to more than it claims"):
+        unpack_zip(path, tmp_path / "out", max_bytes=1000)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_source_keeps_to_its_limits(tmp_path: Path) -> None:
+    content = faces_zip()
+    (tmp_path / "a.zip").write_bytes(content)
+    with serve({"/a.zip": content}) as (address, hits):
+        by_url = {"url": f"{address}/a.zip", "sha256": hashlib.sha256(content).hexdigest()}
+        for config, reason in (
+            ({"path": tmp_path / "a.zip", "max_unpacked_bytes": 1000}, "would unpack to more than 1000 bytes"),
+            ({**by_url, "allow_private": True, "max_bytes": 1000}, "too large: over 1000 bytes"),
+            (by_url, "refused: private address"),
+        ):
+            hits.clear()
+            domain = Domain(source="archive", archive=Archive.model_validate(config))
+            with pytest.raises(FreezeAsGuardError, match=reason):
+                crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 0)
+            assert not (tmp_path / "raw").exists()
+        assert not hits
+
+
+# --- a source of one's own ------------------------------------------------------------------------
+
+OWN_SOURCE = """
+from freezeasguard.data.sources.base import Item
+from PIL import Image
+
+def items(domain, downloads, seed):
+    for i in range(domain.images_per_class):
+        yield Item("dots", "Dots", Image.new("RGB", (80, 80), (seed, i, 0)), f"{domain.path}#{i}", "CC0", f"dot {i}")
+"""
+
+
+def test_a_source_of_ones_own_is_a_file_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/dots.py").write_text(OWN_SOURCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    values = yaml.safe_load(profile_text("smoke"))
+    values["domains"]["portraits"] = {"source": "dots", "images_per_class": 3, "path": "somewhere"}
+    with pytest.raises(FreezeAsGuardError, match="source is 'dots'; choose from embedded-figures, .*crawl"):
+        parse_params(values, Path("params.yaml"))
+    monkeypatch.setitem(SOURCES, "dots", Source("mine.dots", needs="path", scores=("clip_tiny",)))
+    domain = parse_params(values, Path("params.yaml")).domains["portraits"]
+    assert domain.score_names() == ("clip_tiny",)
+    manifest = crawl_domain(domain, tmp_path / "raw", tmp_path / "downloads", 7)
+    assert manifest["caption"].tolist() == ["dot 0", "dot 1", "dot 2"] and (manifest["status"] == "ok").all()
+    assert manifest["source"].tolist() == [f"somewhere#{i}" for i in range(3)] and set(manifest["subject"]) == {"Dots"}
+    first = Image.open(tmp_path / "raw" / manifest["path"][0])
+    assert first.size == (64, 64) and first.getpixel((0, 0)) == (7, 0, 0)
+    with pytest.raises(ValueError, match="source is dots, so path must be given"):
+        Domain(source="dots")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_registered_sources_hold_together(name: str) -> None:
+    source = SOURCES[name]
+    assert callable(importlib.import_module(source.import_path).items)
+    assert not source.needs or source.needs in Domain.model_fields
+    assert source.scores and set(source.scores) <= SCORES.keys()
+
+
+def test_the_registry_of_sources_is_light() -> None:
+    heavy = "{'torch', 'PIL', 'pandas', 'numpy', 'pydantic', 'icrawler', 'datasets'}"
+    code = f"import sys, freezeasguard.data.sources.registry; print(sorted({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
 # --- listings and the hub ------------------------------------------------------------------------
 
 
@@ -251,12 +473,12 @@ def test_listings_with_captions(tmp_path: Path, suffix: str) -> None:
     listing = tmp_path / f"list{suffix}"
     table = pd.DataFrame(rows)
     listing.write_text(table.to_csv(index=False) if suffix == ".csv" else table.to_json(orient="records", lines=True))
-    manifest = collect(Domain(source="folder", path=listing), tmp_path / "raw", tmp_path / "d", 0)
+    manifest = crawl_domain(Domain(source="folder", path=listing), tmp_path / "raw", tmp_path / "d", 0)
     assert manifest["status"].tolist() == ["ok", "missing file"]
     assert manifest["caption"].tolist() == ["hello", ""] and set(manifest["subject"]) == {"Ann Lee"}
     listing.write_text("a,b\n1,2\n" if suffix == ".csv" else '{"a": 1}\n')
     with pytest.raises(FreezeAsGuardError, match="has no column 'class'"):
-        collect(Domain(source="folder", path=listing), tmp_path / "raw2", tmp_path / "d", 0)
+        crawl_domain(Domain(source="folder", path=listing), tmp_path / "raw2", tmp_path / "d", 0)
 
 
 def test_datasets_loads_a_local_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,12 +492,12 @@ def test_datasets_loads_a_local_repository(tmp_path: Path, monkeypatch: pytest.M
         rows.append({"file_name": f"{i}.jpg", "text": f"a logo of brand {i}"})
     (repo / "train/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config = Hub(repo=str(repo), caption_column="text", class_name="logos", licence="CC BY-NC 3.0")
-    manifest = collect(Domain(source="hf", hf=config), tmp_path / "raw", tmp_path / "d", 0)
+    manifest = crawl_domain(Domain(source="hf", hf=config), tmp_path / "raw", tmp_path / "d", 0)
     assert sorted(manifest["status"])[:3] == ["ok"] * 3 and sorted(manifest["status"])[3].startswith("unreadable")
     assert "a logo of brand 2" in set(manifest["caption"]) and set(manifest["licence"]) == {"CC BY-NC 3.0"}
     with pytest.raises(FreezeAsGuardError, match="has no column 'nothing'"):
         bad = config.model_copy(update={"caption_column": "nothing"})
-        collect(Domain(source="hf", hf=bad), tmp_path / "raw2", tmp_path / "d", 0)
+        crawl_domain(Domain(source="hf", hf=bad), tmp_path / "raw2", tmp_path / "d", 0)
 
 
 def test_a_hub_repository_needs_a_revision() -> None:
@@ -293,7 +515,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turned by 90 degrees: what was on the left is on top
     (tmp_path / "in/a").mkdir(parents=True)
     image.save(tmp_path / "in/a/1.jpg", exif=exif, quality=95)
-    manifest = collect(Domain(source="folder", path=tmp_path / "in"), tmp_path / "raw", tmp_path / "d", 0)
+    manifest = crawl_domain(Domain(source="folder", path=tmp_path / "in"), tmp_path / "raw", tmp_path / "d", 0)
     assert manifest[["width", "height"]].values.tolist() == [[40, 80]]
     pixels = np.asarray(Image.open(tmp_path / "raw" / manifest["path"][0]))
     assert pixels[10, 32, 0] > 200 and pixels[54, 32, 2] > 200
@@ -320,3 +542,10 @@ def test_near_duplicates_keep_the_first() -> None:
     hashes = [perceptual_hash(image) for image in images]
     assert near_duplicates(hashes, 6) == [None, None, 0, 1]
     assert near_duplicates(hashes[:2], 0) == [None, None] and near_duplicates([], 3) == []
+
+
+def test_near_duplicates_differ_in_at_most_so_many_bits() -> None:
+    dark, light = np.zeros(64, dtype=bool), np.arange(64) < 6
+    assert near_duplicates([dark, light], 6) == [None, 0]
+    assert near_duplicates([dark, light], 5) == [None, None]
+    assert near_duplicates([dark, dark], 0) == [None, 0]

@@ -1,31 +1,44 @@
-"""Golden table: fixed scores in, byte-equal table out; a missing cell is an error."""
+"""Golden table: fixed scores in, byte-equal table out; a missing cell is an error; what experiments are compared by."""
 
 from __future__ import annotations
 
+import csv
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
+from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
-from freezeasguard.reports.tables import paper_value, paper_values, write_tables
+from freezeasguard.reports.summary import COLUMNS, cell_rows, headline_metrics, write_summary
+from freezeasguard.reports.tables import paper_value, paper_values, table_rows, write_tables
+from freezeasguard.scores.registry import side_score
 from freezeasguard.scores.scoring import compared_arms
-from freezeasguard.settings.params import Params, parse_params, profile_text
+from freezeasguard.settings.params import Params, parse_params
+from freezeasguard.settings.profiles import profile_text
+from reported import ARMS, CLASSES, smoke, value, write_cells
 
 GOLDEN = Path(__file__).parent / "golden"
+EXPLICIT = ["nudenet_faces", "nudenet_faces_rate", "fd_efficientnet_lite0", "clip_tiny"]
 
 
 @pytest.fixture
 def params() -> Params:
-    values = yaml.safe_load(profile_text("smoke"))
-    values["cases"]["portraits"] |= {"baselines": ["uce", "imma"], "sweep": [10]}
-    return parse_params(values, Path("params.yaml"))
+    return smoke([*ARMS, "freezeasguard-10", "random-10"])
 
 
 @pytest.fixture
-def reports(tmp_path: Path, params: Params) -> Path:
-    arms = params.arms("portraits")
+def root(tmp_path: Path, params: Params) -> Path:
+    """The golden tables' scores, in a whole experiment."""
+    write_cells(params, tmp_path)
+    write_golden_scores(params, tmp_path / "reports")
+    return tmp_path
+
+
+def write_golden_scores(params: Params, reports: Path) -> None:
+    arms = [arm.name for arm in params.arms("portraits")]
     for number, arm in enumerate(arms):
         sides = {}
         for offset, side in enumerate(("illegal", "legal")):
@@ -39,38 +52,151 @@ def reports(tmp_path: Path, params: Params) -> Path:
                     "clip_tiny": {**score, "value": 50 * value, "n_missing": 0},
                 },
             }
-        write_json(tmp_path / f"scores/portraits/{arm}.json", sides)
+        write_json(reports / f"scores/portraits/{arm}.json", sides)
     found = {"interval": {"value": 0.1, "low": -0.02, "high": 0.22}, "p": 0.04, "p_holm": 0.08}
     pairs = {f"{a} - {b}": found for a, b in compared_arms(arms)}
     differences = {name: {"illegal": pairs, "legal": pairs} for name in ("recogniser", "clip_tiny")}
-    write_json(tmp_path / "scores/portraits/differences.json", differences)
+    write_json(reports / "scores/portraits/differences.json", differences)
     line = {"real_vs_real": 0.05, "real_vs_other": 0.95, "n": 300, "n_missing": 1}
     lines = {"recogniser": {"illegal": line, "legal": line, "auc": 0.999}}
-    write_json(tmp_path / "calibration/portraits.json", lines)
-    return tmp_path
+    write_json(reports / "calibration/portraits.json", lines)
 
 
 @pytest.mark.parametrize("name", ["table2.md", "table2.csv", "table2.tex", "table2-differences.md"])
-def test_table_2_is_byte_equal_to_the_golden_one(params: Params, reports: Path, name: str) -> None:
-    write_tables(params, reports)
-    assert (reports / "tables" / name).read_bytes() == (GOLDEN / name).read_bytes()
+def test_table_2_is_byte_equal_to_the_golden_one(params: Params, root: Path, name: str) -> None:
+    write_tables(params, root / "reports", root / "data")
+    assert (root / "reports/tables" / name).read_bytes() == (GOLDEN / name).read_bytes()
 
 
-def test_a_missing_cell_is_an_error(params: Params, reports: Path) -> None:
-    (reports / "scores/portraits/random.json").unlink()
+def test_the_stage_writes_diagnostics_metrics_and_cells_too(params: Params, root: Path) -> None:
+    reports = root / "reports"
+    written = write_tables(params, reports, root / "data")
+    names = ["table2.md", "table2-differences.md", "mask_diagnostics.md", "mask_diagnostics_blocks.md"]
+    assert [path.name for path in written] == names
+    assert "FG-10%" in (reports / "mask_diagnostics.md").read_text()
+    assert (reports / "metrics.json").is_file() and (reports / "cells.csv").is_file()
+
+
+def test_a_missing_cell_is_an_error(params: Params, root: Path) -> None:
+    (root / "reports/scores/portraits/random.json").unlink()
     with pytest.raises(FreezeAsGuardError, match=r"random.json is missing; run `dvc repro score@portraits`"):
-        write_tables(params, reports)
-    assert not (reports / "tables").exists()
+        write_tables(params, root / "reports", root / "data")
+    assert not (root / "reports/tables").exists()
 
 
 def test_paper_values_stand_where_the_paper_prints_them() -> None:
     assert len(paper_values()) == 324
-    assert paper_value(2, "freezeasguard", 0.3, "illegal", "fn_l") == "0.482"
-    assert paper_value(2, "random-10", 0.1, "legal", "fn_l") == "0.431"
-    assert paper_value(2, "pretrained", 0.0, "legal", "fid") == "164.8"
-    assert paper_value(2, "freezeasguard", 0.35, "illegal", "fn_l") == ""
+    assert paper_value(2, Arm("freezeasguard"), 0.3, "illegal", "fn_l") == "0.482"
+    assert paper_value(2, Arm.parse("random-10"), 0.1, "legal", "fn_l") == "0.431"
+    assert paper_value(2, Arm.parse("pretrained"), 0.0, "legal", "fid") == "164.8"
+    assert paper_value(2, Arm("freezeasguard"), 0.35, "illegal", "fn_l") == ""
+    assert paper_value(2, Arm.parse("freezeasguard-row"), 0.3, "illegal", "fn_l") == ""
 
 
 def test_the_papers_uce_is_reading_a() -> None:
-    assert paper_value(2, "uce", 0.0, "illegal", "fn_l") == "0.445"
-    assert paper_value(2, "uce-b", 0.0, "illegal", "fn_l") == ""
+    assert paper_value(2, Arm("uce"), 0.0, "illegal", "fn_l") == "0.445"
+    assert paper_value(2, Arm("uce_b"), 0.0, "illegal", "fn_l") == ""
+
+
+@pytest.mark.parametrize(
+    ("roles", "illegal", "legal"),
+    [
+        ("given", "nudenet_faces", "fd_efficientnet_lite0"),
+        ("swapped", "fd_efficientnet_lite0", "nudenet_faces"),
+    ],
+)
+def test_a_side_speaks_through_the_score_of_its_images(roles: str, illegal: str, legal: str) -> None:
+    assert side_score(EXPLICIT, "illegal", roles) == illegal and side_score(EXPLICIT, "legal", roles) == legal
+    assert side_score(["recogniser", "clip_tiny"], "legal", roles) == "recogniser"
+
+
+# --- what experiments are compared by -------------------------------------------------------------------
+
+
+def rows_of(params: Params, root: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    write_cells(params, root)
+    return {(r["arm"], r["side"]): r for r in cell_rows(params, root / "reports", root / "data")}
+
+
+def test_each_side_has_its_own_numbers(tmp_path: Path) -> None:
+    params = smoke()
+    rows = rows_of(params, tmp_path)
+    metrics = headline_metrics(params, tmp_path / "reports")["portraits"]
+    _, table = table_rows(params, "portraits", tmp_path / "reports")
+    printed = {(row[0], row[1]): row[2] for row in table}
+    for number, arm in enumerate(params.arms("portraits")):
+        for side in CLASSES:
+            expected = value(number, side)
+            assert rows[arm.name, side]["score"] == expected
+            assert rows[arm.name, side]["classes"] == " ".join(CLASSES[side])
+            assert printed[arm.label(0.3), side].startswith(f"{expected:.3f} ")
+            if arm.headline:
+                assert metrics[arm.name][side] == pytest.approx(expected, rel=1e-3)
+    full, own = ({side: value(a, side) for side in CLASSES} for a in (2, 5))
+    fall = {side: 100 * (own[side] / full[side] - 1) for side in CLASSES}
+    assert metrics["freezeasguard"]["gap"] == pytest.approx(fall["illegal"] - fall["legal"], rel=1e-3)
+    assert metrics["freezeasguard"]["kept_illegal"] == 0.5 and metrics["freezeasguard"]["kept_legal"] == 0.47
+
+
+@pytest.mark.parametrize("roles", ["given", "swapped"])
+def test_swapped_roles_take_the_score_of_their_images(tmp_path: Path, roles: str) -> None:
+    params = smoke(scores=EXPLICIT, roles=roles)
+    rows = rows_of(params, tmp_path)
+    metrics = headline_metrics(params, tmp_path / "reports")["portraits"]
+    place = {"illegal": 0, "legal": 2} if roles == "given" else {"illegal": 2, "legal": 0}  # in EXPLICIT
+    for side, k in place.items():
+        assert rows["full", side]["score_name"] == EXPLICIT[k]
+        assert rows["full", side]["score"] == value(2, side, k)
+        assert metrics["full"][side] == pytest.approx(value(2, side, k), rel=1e-3)
+        # pretrained 0, full 2, freezeasguard 5: the Fréchet distance rises, so that nothing can be kept of it
+        kept = rows["freezeasguard", side]["kept_score"]
+        assert kept == (pytest.approx(2.5) if EXPLICIT[k] == "nudenet_faces" else None)
+
+
+def test_swapped_roles_have_no_numbers_of_the_paper(tmp_path: Path) -> None:
+    params = smoke(roles="swapped")
+    write_cells(params, tmp_path)
+    write_golden_scores(params, tmp_path / "reports")
+    write_tables(params, tmp_path / "reports", tmp_path / "data")
+    text = (tmp_path / "reports/tables/table2.md").read_text()
+    assert "paper: FN-L" not in text and "; paper, FN-L" not in text and "roles swapped" in text
+
+
+def test_the_tiny_profile_has_sixty_metrics(tmp_path: Path) -> None:
+    import yaml
+
+    tiny = parse_params(yaml.safe_load(profile_text("tiny")), Path("tiny"))
+    for case in tiny.cases:
+        one = smoke(tiny.cases[case].arms)
+        write_cells(one, tmp_path)
+        assert sum(len(arm) for arm in headline_metrics(one, tmp_path / "reports")["portraits"].values()) == 20
+
+
+def test_what_is_not_known_is_left_out_of_the_metrics_and_empty_in_the_cells(tmp_path: Path) -> None:
+    params = smoke()
+    write_cells(params, tmp_path)
+    path = tmp_path / "reports/scores/portraits/random.json"
+    scores = json.loads(path.read_text())
+    scores["legal"]["loss"]["kept"] = None
+    write_json(path, scores)
+    assert sorted(headline_metrics(params, tmp_path / "reports")["portraits"]["random"]) == [
+        "gap", "illegal", "kept_illegal", "legal",
+    ]  # fmt: skip
+    write_summary(params, tmp_path / "reports", tmp_path / "data")
+    with (tmp_path / "reports/cells.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS and len(rows) == 2 * len(ARMS)
+    (odd,) = [row for row in rows if (row["arm"], row["side"]) == ("random", "legal")]
+    assert odd["kept_loss"] == "" and odd["illegal_weight"] == "" and odd["arm_rho"] == "0.3"
+    (mine,) = [row for row in rows if (row["arm"], row["side"]) == ("freezeasguard", "illegal")]
+    assert mine["illegal_weight"] == "0.5" and mine["mask_bytes"] == "2048"
+
+
+def test_other_settings_are_another_cell(tmp_path: Path) -> None:
+    """Seed, roles, ratio, preset and weight have columns; whatever else differs must show."""
+    first = rows_of(smoke(), tmp_path)
+    again = rows_of(smoke(seed=1, roles="swapped", rho=0.5), tmp_path)
+    values = smoke().model_dump()
+    longer = rows_of(smoke(adapt=values["adapt"] | {"steps": 9}), tmp_path)
+    for key in (("freezeasguard", "legal"), ("random", "illegal")):
+        assert first[key]["settings"] == again[key]["settings"] != longer[key]["settings"]

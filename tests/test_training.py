@@ -13,20 +13,19 @@ from torch import Tensor
 
 from conftest import CHANNELS, SIZE, TEXT, TOKENS, ToyDenoiser, random_latents
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.batches import draw_batch
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss
 from freezeasguard.models.freezing import freeze
 from freezeasguard.models.latents import LatentSet
+from freezeasguard.settings.users import Finetuning
 from freezeasguard.users import training
 from freezeasguard.users.training import (
     Checkpoint,
-    FinetuneConfig,
     changed_tensors,
-    draw_batch,
     finetune,
-    finetune_identity,
 )
 
-CONFIG = FinetuneConfig(steps=7, batch_size=3, lr=1e-2, checkpoint_steps=2)
+CONFIG = Finetuning(steps=7, batch_size=3, lr=1e-2, checkpoint_steps=2)
 
 
 def weights_of(network: torch.nn.Module) -> dict[str, Tensor]:
@@ -72,7 +71,7 @@ def test_exactly_the_unfrozen_tensors_move(
         parameter.requires_grad_(True)
         parameter.register_hook(lambda _, name=name: gradients.add(name))
     losses = finetune(
-        tiny_unet, schedule, data, dataclasses.replace(CONFIG, steps=2), frozen=frozen, generator=generator()
+        tiny_unet, schedule, data, CONFIG.model_copy(update=dict(steps=2)), frozen=frozen, generator=generator()
     )
     assert len(losses) == 2
     after = dict(tiny_unet.named_parameters())
@@ -116,7 +115,7 @@ def test_an_idle_user_trains_nothing(
     toy = ToyDenoiser()
     before = weights_of(toy)
     checkpoint = Checkpoint(tmp_path / "run.pt", {})
-    frozen, config = (set(before), CONFIG) if idle == "rho 1" else (set(), dataclasses.replace(CONFIG, steps=0))
+    frozen, config = (set(before), CONFIG) if idle == "rho 1" else (set(), CONFIG.model_copy(update=dict(steps=0)))
     losses = finetune(toy, schedule, data, config, frozen=frozen, generator=generator(), checkpoint=checkpoint)
     assert losses == [] and not optimizers and not checkpoint.path.exists()
     assert changed_tensors(toy, before) == {}
@@ -138,14 +137,14 @@ def test_the_optimiser_is_the_papers(schedule: NoiseSchedule, data: LatentSet, o
     finetune(ToyDenoiser(), schedule, data, CONFIG, generator=generator())
     (group,) = optimizers[0].param_groups
     assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-2, 1e-2, (0.9, 0.999))
-    own = dataclasses.replace(CONFIG, lr=3e-3, weight_decay=0.2)
+    own = CONFIG.model_copy(update=dict(lr=3e-3, weight_decay=0.2))
     finetune(ToyDenoiser(), schedule, data, own, generator=generator())
     (group,) = optimizers[1].param_groups
     assert (group["lr"], group["weight_decay"]) == (3e-3, 0.2)
 
 
 def test_training_lowers_the_loss(schedule: NoiseSchedule, data: LatentSet) -> None:
-    config = dataclasses.replace(CONFIG, steps=120, lr=3e-2)
+    config = CONFIG.model_copy(update=dict(steps=120, lr=3e-2))
     losses = finetune(ToyDenoiser(), schedule, data, config, generator=generator())
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
 
@@ -153,7 +152,7 @@ def test_training_lowers_the_loss(schedule: NoiseSchedule, data: LatentSet) -> N
 def test_one_seed_gives_one_model_and_others_another(schedule: NoiseSchedule, data: LatentSet) -> None:
     def run(seed: int, **changes: Any) -> tuple[list[float], Tensor]:
         toy = ToyDenoiser()
-        config = dataclasses.replace(CONFIG, **changes)
+        config = CONFIG.model_copy(update=dict(**changes))
         return finetune(toy, schedule, data, config, generator=generator(seed)), toy.weight.detach()
 
     losses, weight = run(0)
@@ -167,7 +166,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(schedule: NoiseSc
     broken = dataclasses.replace(data, latents=torch.full_like(data.latents, torch.nan))
     with pytest.raises(FreezeAsGuardError, match="illegal user: the loss is nan at step 0; lower its lr"):
         finetune(ToyDenoiser(), schedule, broken, CONFIG, generator=generator(), description="illegal user")
-    diverging = dataclasses.replace(CONFIG, steps=50, lr=1e30)
+    diverging = CONFIG.model_copy(update=dict(steps=50, lr=1e30))
     with pytest.raises(FreezeAsGuardError, match=r"the loss is (nan|inf) at step [1-9]"):
         finetune(ToyDenoiser(), schedule, data, diverging, generator=generator())
 
@@ -202,7 +201,7 @@ def test_channels_last_latents_do_not_crash_group_norm(
     names = [name for name, _ in tiny_unet.named_parameters()]
     frozen = {name for name in names if not name.startswith(trained)}
     assert 0 < len(frozen) < len(names)
-    config = dataclasses.replace(CONFIG, steps=1)
+    config = CONFIG.model_copy(update=dict(steps=1))
 
     def work() -> None:
         reference = copy.deepcopy(tiny_unet)
@@ -325,18 +324,13 @@ def test_a_torch_file_of_another_kind_is_ignored(tmp_path: Path) -> None:
     assert Checkpoint(tmp_path / "run.pt", {}).load() is None
 
 
-def test_a_checkpoint_of_other_settings_is_ignored(schedule: NoiseSchedule, data: LatentSet, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_identity_is_ignored(schedule: NoiseSchedule, data: LatentSet, tmp_path: Path) -> None:
+    """What makes an identity is in test_adapt: all that a user's run depends on."""
     expected = run(schedule, data)
-    path = tmp_path / "run.pt"
-    identity = finetune_identity(CONFIG, seed=0, arm="full")
+    path, identity = tmp_path / "run.pt", {"seed": 0, "mask": "a"}
     with pytest.raises(Killed):
         run(schedule, data, Checkpoint(path, identity), kill_at=5)
-    others = (
-        finetune_identity(dataclasses.replace(CONFIG, lr=2e-2), seed=0, arm="full"),
-        finetune_identity(CONFIG, seed=1, arm="full"),
-        finetune_identity(CONFIG, seed=0, arm="random"),
-        finetune_identity(CONFIG, seed=0),
-    )
+    others = ({"seed": 1, "mask": "a"}, {"seed": 0, "mask": "b"}, {"seed": 0})
     for other in others:
         assert Checkpoint(path, other).load() is None
     state = Checkpoint(path, identity).load()

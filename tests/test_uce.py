@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from freezeasguard.data.drawn_people import caption, draw_pose, other_figures, render_figure
+from freezeasguard.data.embedded.drawn_people import caption, draw_pose, other_figures, render_figure
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.miniature.gates_figures import generate_images
 from freezeasguard.miniature.train_vae import to_tensor
@@ -17,15 +17,16 @@ from freezeasguard.models.diffusion import encode_text, load_text, load_unet, to
 from freezeasguard.models.protected import load_tensors
 from freezeasguard.protections.uce import (
     Edit,
-    UCEConfig,
     concept_edits,
     cross_attention_projections,
     edited_projection,
     last_subject_token,
+    preserve_scale,
     preserved_contexts,
     uce_edit,
 )
 from freezeasguard.scores.networks.recogniser import Recogniser, identity_distance
+from freezeasguard.settings.methods import UCE
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 CONCEPTS = ["Fito Bakago", "Nita Rodoga", "Fata Mafasa"]
@@ -40,7 +41,9 @@ def problem(seed: int = 0) -> tuple[Tensor, list[Edit], list[Tensor]]:
     return rows(4), [Edit(rows(3), rows(3)), Edit(rows(2), rows(2))], [rows(5), rows(1)]
 
 
-def objective(new: Tensor, weight: Tensor, edits: list[Edit], preserved: list[Tensor], config: UCEConfig) -> Tensor:
+def objective(
+    new: Tensor, weight: Tensor, edits: list[Edit], preserved: list[Tensor], config: UCE, reading: str
+) -> Tensor:
     """Written from the sum of squares, token by token."""
     total = config.ridge * (new - weight).square().sum()
     for edit in edits:
@@ -49,18 +52,18 @@ def objective(new: Tensor, weight: Tensor, edits: list[Edit], preserved: list[Te
     for prompt in preserved:
         for context in prompt.double():
             kept = (new @ context - weight @ context).square().sum()
-            total = total + config.preserve_scale(len(preserved)) * kept
+            total = total + preserve_scale(reading, len(preserved)) * kept
     return total
 
 
 @pytest.mark.parametrize("reading", ["A", "B"])
 def test_edit_solves_the_normal_equations_and_is_stationary(reading: str) -> None:
     weight, edits, preserved = problem()
-    config = UCEConfig(reading, erase_scale=1.7, ridge=0.3)
-    new = edited_projection(weight, edits, preserved, config)
+    config = UCE(erase_scale=1.7, ridge=0.3)
+    new = edited_projection(weight, edits, preserved, config, reading)
     # NumPy, as one least-squares problem of stacked and weighted rows.
     w = weight.double().numpy()
-    scale = config.preserve_scale(2)
+    scale = preserve_scale(reading, 2)
     left = [np.sqrt(config.ridge) * np.eye(6)]
     right = [np.sqrt(config.ridge) * w.T]
     for e in edits:
@@ -72,17 +75,20 @@ def test_edit_solves_the_normal_equations_and_is_stationary(reading: str) -> Non
     expected = np.linalg.lstsq(np.concatenate(left), np.concatenate(right), rcond=None)[0].T
     np.testing.assert_allclose(new.double().numpy(), expected, rtol=1e-5, atol=1e-6)
     exact = torch.tensor(expected, requires_grad=True)
-    gradient = torch.autograd.grad(objective(exact, weight.double(), edits, preserved, config), exact)[0]
+    gradient = torch.autograd.grad(objective(exact, weight.double(), edits, preserved, config, reading), exact)[0]
     assert gradient.abs().max() < 1e-9
     moved = weight.double().requires_grad_()
-    assert torch.autograd.grad(objective(moved, weight.double(), edits, preserved, config), moved)[0].abs().max() > 1e-2
+    assert (
+        torch.autograd.grad(objective(moved, weight.double(), edits, preserved, config, reading), moved)[0].abs().max()
+        > 1e-2
+    )
 
 
 def test_residual_shrinks_with_the_erase_scale() -> None:
     weight, edits, preserved = problem()
     residuals = []
     for scale in (0.0, 0.1, 1.0, 10.0, 1e4):
-        new = edited_projection(weight, edits, preserved, UCEConfig("A", erase_scale=scale))
+        new = edited_projection(weight, edits, preserved, UCE(erase_scale=scale), "A")
         residuals.append(float(sum((e.context @ new.T - e.guide @ weight.T).square().sum() for e in edits)))
         if scale == 0:
             torch.testing.assert_close(new, weight)
@@ -90,12 +96,10 @@ def test_residual_shrinks_with_the_erase_scale() -> None:
 
 
 def test_preserve_scale_of_the_two_readings() -> None:
-    assert UCEConfig("A").preserve_scale(1) == 1.0
-    assert UCEConfig("A").preserve_scale(4) == 0.25
-    assert UCEConfig("A").preserve_scale(50) == 0.1
-    assert UCEConfig("B").preserve_scale(50) == 1.0
-    with pytest.raises(FreezeAsGuardError, match="uce.reading is 'C'"):
-        UCEConfig("C")
+    assert preserve_scale("A", 1) == 1.0
+    assert preserve_scale("A", 4) == 0.25
+    assert preserve_scale("A", 50) == 0.1
+    assert preserve_scale("B", 50) == 1.0
 
 
 def test_tokens_of_a_concept() -> None:
@@ -120,7 +124,7 @@ def test_edit_of_the_miniature_model(reading: str) -> None:
     unet = load_unet(MODEL)
     tokenizer, encoder = load_text(MODEL)
     weights = {n: w.detach().clone() for n, w in cross_attention_projections(unet).items()}
-    edited = uce_edit(unet, tokenizer, encoder, CONCEPTS, "a person", [], UCEConfig(reading))
+    edited = uce_edit(unet, tokenizer, encoder, CONCEPTS, "a person", UCE(), reading)
     assert len(edited) == 32 and all("attn2.to_k" in n or "attn2.to_v" in n for n in edited)
     assert all(torch.equal(w, weights[n]) for n, w in cross_attention_projections(unet).items())
     empty = encode_text(encoder, tokenize(tokenizer, [""])[0])[0]
@@ -134,7 +138,7 @@ def test_edit_of_the_miniature_model(reading: str) -> None:
         if reading == "A":
             drift = (empty @ (new - old).T).norm() / (empty @ old.T).norm()
             assert drift < 0.15, name
-    other = uce_edit(unet, tokenizer, encoder, CONCEPTS, "a person", [], UCEConfig("B" if reading == "A" else "A"))
+    other = uce_edit(unet, tokenizer, encoder, CONCEPTS, "a person", UCE(), "B" if reading == "A" else "A")
     assert any((other[name] - edited[name]).abs().max() > 1e-4 for name in edited)
 
 
@@ -163,7 +167,7 @@ def test_linear_projections_and_a_wide_text_tower() -> None:
         num_attention_heads=4,
         max_position_embeddings=tokenizer.model_max_length,
     )
-    edited = uce_edit(unet, tokenizer, CLIPTextModel(config).eval(), CONCEPTS, " ", [], UCEConfig("A"))
+    edited = uce_edit(unet, tokenizer, CLIPTextModel(config).eval(), CONCEPTS, " ", UCE(), "A")
     assert {w.shape[1] for w in edited.values()} == {1024}
     assert len(edited) == len(cross_attention_projections(unet)) == 8
 
@@ -172,7 +176,7 @@ def test_refusals() -> None:
     unet = load_unet(MODEL)
     tokenizer, encoder = load_text(MODEL)
     with pytest.raises(FreezeAsGuardError, match="no concept"):
-        uce_edit(unet, tokenizer, encoder, [], " ", [], UCEConfig("A"))
+        uce_edit(unet, tokenizer, encoder, [], " ", UCE(), "A")
     with pytest.raises(FreezeAsGuardError, match="no cross-attention"):
         cross_attention_projections(torch.nn.Linear(2, 2))
 
@@ -193,6 +197,6 @@ def test_figures_that_the_model_knows_by_name_are_erased() -> None:
     unet = load_unet(MODEL)
     before = distance(unet)
     names = [figure.name for figure in known]
-    load_tensors(unet, uce_edit(unet, *load_text(MODEL), names, "a person", [], UCEConfig("A")))
+    load_tensors(unet, uce_edit(unet, *load_text(MODEL), names, "a person", UCE(), "A"))
     assert before < 0.9  # the model knows them: a stranger reads about 1
     assert distance(unet) > before + 0.1

@@ -1,7 +1,7 @@
 """On PYTHONPATH of a recorded `dvc repro`: every file of the project that a stage opens goes to a log.
 
 Python imports this module at start-up. The audit hook sees what is opened by Python code, imports included, in forked
-children too; files that native code maps by itself (safetensors) are not seen, but lie in folders whose other files are.
+children too; files that native code maps by itself (safetensors) are not seen, but lie in folders of other files.
 """
 
 import os

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from freezeasguard.data import orl
+from freezeasguard.data.embedded import orl
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.images import to_uint8
 from freezeasguard.scores.networks import faces

@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from freezeasguard.data.illustrators import STYLES
+from freezeasguard.data.embedded.illustrators import STYLES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.miniature.gates_domains import drawings_by_style
 from freezeasguard.miniature.train_style import generic_styles, within_style_whitening

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,37 +19,14 @@ import pandas as pd
 from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
+from freezeasguard.data.manifest import read_manifest
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.workers import resolve_device
+from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.settings.params import Caption
 
-BLIP2 = "Salesforce/blip2-opt-2.7b"
+BLIP2 = Caption().model
 BARE_CAPTION = "a photo of {subject}"
 """Of an image that the model says nothing about."""
-
-
-@dataclass(frozen=True)
-class CaptionConfig:
-    model: str = BLIP2
-    """A folder of `Blip2ForConditionalGeneration` and its processor, or their hub id."""
-    revision: str | None = None
-    """The hub's commit; a folder has none."""
-    prompt: str = "a photo of {subject} which shows"
-    batch_size: int = 16
-    max_new_tokens: int = 40
-    """Room for a caption; one that does not end in it is taken for a runaway."""
-    checkpoint_images: int = 64
-    """A killed run loses at most a batch; a power cut at most this many images (or a batch, if larger)."""
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        if "{subject}" not in self.prompt:
-            raise FreezeAsGuardError(f"caption.prompt is {self.prompt!r}; it must say {{subject}} where the name goes")
-        for name in ("batch_size", "max_new_tokens", "checkpoint_images"):
-            if getattr(self, name) < 1:
-                raise FreezeAsGuardError(f"caption.{name} is {getattr(self, name)}; it must be 1 or more")
-
-    def prompt_for(self, subject: str) -> str:
-        return self.prompt.replace("{subject}", subject)
 
 
 class Completion(str):
@@ -70,6 +47,10 @@ class Captioner(Protocol):
 
 
 # --- text ---
+
+
+def prompt_for(config: Caption, subject: str) -> str:
+    return config.prompt.replace("{subject}", subject)
 
 
 def strip_echo(text: str, prompt: str) -> str:
@@ -110,15 +91,15 @@ def cut_runaway(text: str, ended: bool = True) -> str:
     return re.sub(r"(?:\W+(?:and|or|with|in|on|of|a|an|the))*\W*$", "", text[:place], flags=re.IGNORECASE)
 
 
-def _compose(said: str, ended: bool, subject: str, config: CaptionConfig) -> tuple[str, bool, bool]:
+def _compose(said: str, ended: bool, subject: str, config: Caption) -> tuple[str, bool, bool]:
     """The caption, whether the model said nothing, and whether it ran away."""
-    text = " ".join(strip_echo(said, config.prompt_for(subject)).split())
+    text = " ".join(strip_echo(said, prompt_for(config, subject)).split())
     has_words = re.search(r"\w", text) is not None
     runaway = has_words and is_runaway(text, ended)
     text = cut_runaway(text, ended) if runaway else text
     if not has_words or not text:
         return BARE_CAPTION.replace("{subject}", subject), True, runaway
-    return f"{config.prompt_for(subject)} {text}", False, runaway
+    return f"{prompt_for(config, subject)} {text}", False, runaway
 
 
 # --- the model ---
@@ -127,11 +108,11 @@ def _compose(said: str, ended: bool, subject: str, config: CaptionConfig) -> tup
 class Blip2Captioner:
     """Greedy, so that the same images give the same captions; bf16 on a GPU, float32 on a CPU."""
 
-    def __init__(self, config: CaptionConfig) -> None:
+    def __init__(self, config: Caption, device: str = "cpu") -> None:
         import torch
 
         self.config = config
-        self.device = torch.device(resolve_device(config.device))
+        self.device = torch.device(device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         try:
             # Not at the top: transformers takes seconds to import, and a table may need no captions.
@@ -171,7 +152,7 @@ class Blip2Captioner:
     def __call__(self, images: list[Image.Image], subjects: list[str]) -> list[Completion]:
         import torch
 
-        prompts = [self.config.prompt_for(subject) for subject in subjects]
+        prompts = [prompt_for(self.config, subject) for subject in subjects]
         inputs = self.processor(
             images=[image.convert("RGB") for image in images],
             text=[self.prefix + prompt for prompt in prompts],
@@ -213,7 +194,7 @@ def _token_ids(*values: int | Sequence[int] | None) -> list[int]:
     return sorted(ids)
 
 
-def _remedy(config: CaptionConfig, error: object) -> str:
+def _remedy(config: Caption, error: object) -> str:
     """What is wrong with the model, what to fetch, from where, and where to put it."""
     path = Path(config.model)
     # "data/blip2" looks like a hub id, but names a folder where data/ is one.
@@ -246,7 +227,7 @@ class Progress:
     may change without captioning again.
     """
 
-    def __init__(self, path: Path, config: CaptionConfig) -> None:
+    def __init__(self, path: Path, config: Caption) -> None:
         self.path = path
         self.model = _fingerprint(config)
         self.sync_images = config.checkpoint_images
@@ -290,7 +271,7 @@ class Progress:
             ) from error
 
 
-def _fingerprint(config: CaptionConfig) -> str:
+def _fingerprint(config: Caption) -> str:
     """Of what decides the words, so neither batch size nor device; of a folder, also its files."""
     folder = Path(config.model)
     stats = {path.name: path.stat() for path in sorted(folder.iterdir())} if folder.is_dir() else {}
@@ -318,9 +299,9 @@ def name_only(table: pd.DataFrame) -> pd.DataFrame:
 def caption_images(
     table: pd.DataFrame,
     raw: Path,
-    config: CaptionConfig,
+    config: Caption,
     progress_file: Path,
-    make_captioner: Callable[[CaptionConfig], Captioner] = Blip2Captioner,
+    make_captioner: Callable[[Caption], Captioner] = Blip2Captioner,
     edited: Mapping[str, str] | None = None,
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Give every image a caption: an edited one, else its source's, else the model's.
@@ -347,7 +328,7 @@ def caption_images(
         edit = edits.get(row["sha256"]) or edits.get(row["path"])
         captions.append(edit or shipped)
         sources.append("edited" if edit else "source" if shipped.strip() else "blip2")
-        key = (row["sha256"], config.prompt_for(row["subject"]))
+        key = (row["sha256"], prompt_for(config, row["subject"]))
         if sources[-1] == "blip2" and key not in said:
             todo[key] = row
     _say(todo, said, raw, config, progress, make_captioner, done=sources.count("blip2") - len(todo))
@@ -361,7 +342,7 @@ def caption_images(
     }
     for i, row in enumerate(table.to_dict("records")):
         if sources[i] == "blip2":
-            completion = said[row["sha256"], config.prompt_for(row["subject"])]
+            completion = said[row["sha256"], prompt_for(config, row["subject"])]
             captions[i], empty, runaway = _compose(completion, completion.ended, row["subject"], config)
             counts["empty"] += empty
             counts["runaway"] += runaway
@@ -372,9 +353,9 @@ def _say(
     todo: Mapping[tuple[str, str], Mapping[str, Any]],
     said: dict[tuple[str, str], Completion],
     raw: Path,
-    config: CaptionConfig,
+    config: Caption,
     progress: Progress,
-    make_captioner: Callable[[CaptionConfig], Captioner],
+    make_captioner: Callable[[Caption], Captioner],
     done: int,
 ) -> None:
     """Caption what is still to do, batch by batch, into `said` and the progress file."""
@@ -406,3 +387,18 @@ def _read(path: Path) -> Image.Image:
         raise FreezeAsGuardError(
             f"{path} cannot be read ({type(error).__name__}); run `dvc repro --force crawl`"
         ) from error
+
+
+def caption_domain(
+    config: Caption | None, raw: Path, edits: Path, progress: Path, out: Path, device: str
+) -> dict[str, int]:
+    """Write the captions of a domain's usable images, and how many came from where; null `config`: none is made up."""
+    manifest = read_manifest(raw)
+    usable: pd.DataFrame = manifest.loc[manifest["status"] == "ok", ["path", "class", "subject", "caption", "sha256"]]
+    usable = usable if config else name_only(usable)
+    captioner = partial(Blip2Captioner, device=device)
+    table, counts = caption_images(usable, raw, config or Caption(), progress, captioner, edited=read_edits(edits))
+    with folder_atomically(out) as temporary:
+        table.to_csv(temporary / "captions.csv", index=False)
+        write_json(temporary / "counts.json", counts)
+    return counts

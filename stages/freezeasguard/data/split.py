@@ -10,8 +10,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.settings.params import Domain
-from freezeasguard.sides import PARTS, SIDES
+from freezeasguard.files import folder_atomically
+from freezeasguard.settings.resolve import SplitSettings
+from freezeasguard.sides import PARTS, ROLES, SIDES
 
 HASH_SIDE = 16
 """Perceptual hashes of 16 x 16 bits a channel."""
@@ -36,13 +37,13 @@ def n_mask_learning(n_images: int, wanted: int) -> int:
     return n_images // 2 if n_images < 1.5 * wanted else wanted
 
 
-def split_class(groups: np.ndarray, domain: Domain, class_name: str, rng: np.random.Generator) -> np.ndarray:
+def split_class(groups: np.ndarray, settings: SplitSettings, class_name: str, rng: np.random.Generator) -> np.ndarray:
     """The part of each image of one class; a group of near-duplicates never straddles two parts.
 
     Whole groups are dealt in random order to mask learning, then held-out, then adaptation.
     """
-    n_mask = n_mask_learning(len(groups), domain.mask_learning_images)
-    n_held = domain.held_out_images
+    n_mask = n_mask_learning(len(groups), settings.mask_learning_images)
+    n_held = settings.held_out_images
     if n_mask < 1 or len(groups) - n_mask - n_held < 1:
         raise FreezeAsGuardError(
             f"class {class_name!r} has {len(groups)} images; it needs at least "
@@ -61,7 +62,7 @@ def split_class(groups: np.ndarray, domain: Domain, class_name: str, rng: np.ran
     return parts
 
 
-def split(captioned: pd.DataFrame, hashes: list[str], domain: Domain, seed: int) -> pd.DataFrame:
+def split(captioned: pd.DataFrame, hashes: list[str], settings: SplitSettings) -> pd.DataFrame:
     """The images with their `part`. Near-duplicates across classes are refused a second place.
 
     Args:
@@ -73,8 +74,8 @@ def split(captioned: pd.DataFrame, hashes: list[str], domain: Domain, seed: int)
     table = table[classes == 1].sort_values(["class", "sha256"], ignore_index=True)
     pieces = []
     for index, (name, rows) in enumerate(table.groupby("class", sort=True)):
-        rng = np.random.default_rng([seed, index])
-        parts = split_class(rows["group"].to_numpy(), domain, str(name), rng)
+        rng = np.random.default_rng([settings.seed, index])
+        parts = split_class(rows["group"].to_numpy(), settings, str(name), rng)
         pieces.append(rows.assign(part=parts))
     result = pd.concat(pieces, ignore_index=True)
     assert_disjoint(result)
@@ -89,8 +90,20 @@ def assert_disjoint(table: pd.DataFrame) -> None:
             raise FreezeAsGuardError(f"{n_shared} values of {key} lie in two parts of the split")
 
 
-def assign_sides(classes: list[str], illegal: int | list[str], legal: int | list[str], seed: int) -> dict[str, str]:
-    """The side of each class in use: named classes as they are named, else random ones by the seed."""
+def assign_sides(
+    classes: list[str], illegal: int | list[str], legal: int | list[str], seed: int, roles: str = ROLES[0]
+) -> dict[str, str]:
+    """The side of each class in use: named classes as they are named, else random ones by the seed.
+
+    Where the roles are swapped, every class changes its side.
+    """
+    sides = _given_sides(classes, illegal, legal, seed)
+    if roles == ROLES[0]:
+        return sides
+    return {name: SIDES[1 - SIDES.index(side)] for name, side in sides.items()}
+
+
+def _given_sides(classes: list[str], illegal: int | list[str], legal: int | list[str], seed: int) -> dict[str, str]:
     named = {SIDES[0]: illegal, SIDES[1]: legal}
     sides = {name: side for side, names in named.items() if isinstance(names, list) for name in names}
     if unknown := sorted(set(sides) - set(classes)):
@@ -110,6 +123,16 @@ def _draw_sides(classes: list[str], n_illegal: int, n_legal: int, seed: int) -> 
     order = np.random.default_rng(seed).permutation(sorted(classes))
     sides = [SIDES[0]] * n_illegal + [SIDES[1]] * n_legal
     return {str(name): side for name, side in zip(order, sides, strict=False)}
+
+
+def split_domain(settings: SplitSettings, captioned: Path, raw: Path, out: Path) -> tuple[pd.DataFrame, int]:
+    """Write the split of a domain's captioned images; returns it, and how many were left out as near-duplicates."""
+    table = pd.read_csv(captioned / "captions.csv", keep_default_na=False)
+    images = [Image.open(raw / path).convert("RGB") for path in table["path"]]
+    result = split(table, perceptual_hashes(images), settings)
+    with folder_atomically(out) as temporary:
+        result.to_csv(temporary / "split.csv", index=False)
+    return result, len(table) - len(result)
 
 
 def read_split(folder: Path) -> pd.DataFrame:

@@ -18,68 +18,15 @@ from tqdm.auto import tqdm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.mask import hard_mask, logit_gradients, project_to_ratio, soft_mask, sparsity_gradient
 from freezeasguard.masks.simulated_user import GradientStream, SimulatedUser
+from freezeasguard.models.batches import Batch, draw_batch
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, named_tensors
 from freezeasguard.models.granularity import check_freeze_ratio, n_units, split_units, spread_over_weights, top_units
 from freezeasguard.models.latents import LatentSet
+from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import SIDES
-from freezeasguard.users.training import Batch, draw_batch
 
 GOLDEN = (5**0.5 - 1) / 2
 """Steps of this size round a circle of length 1 cover it evenly, however many there are."""
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """One reading of the paper (METHOD, section 3; the presets are in `freezeasguard.settings.params`)."""
-
-    users: str
-    """joint: one user fine-tunes on both sides (paper). per_side: one user a side (our extension)."""
-    mask_steps: int
-    user_steps: int
-    """Lower steps per mask step; L in Algorithm 1."""
-    order: str
-    """user_first (Algorithm 1) or mask_first (authors' code)."""
-    batch_size: int
-    """Images a step over both sides; half of them come from each."""
-    mask_batch_size: int | None
-    """Images a side in a mask step; None: as many as in a user step."""
-    granularity: str
-    """tensor (paper), row or element: what one logit decides on."""
-    signal: str
-    """local: <dL/dtheta, delta> at the mixed weights (Eq. 8). path: averaged along theta_ft -> theta_pre (integrated
-    gradients), so that the units' signals add up to L(theta_pre) - L(theta_ft). user_path: averaged along
-    mixed -> theta_pre; then those of (1 - m) delta add up to L(theta_pre) - L(mixed). A user who re-adapts under a
-    mask trains the mixed weights; theta_ft, in which nothing is frozen, soon is a model that nobody trained."""
-    path_points: int
-    """Points of the path that a mask step averages over."""
-    common_noise: bool
-    """Both sides of a mask step see the same timesteps and noise: less variance in their difference."""
-    temperature: float
-    logits_init: str
-    """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, and noise that breaks ties."""
-    derivative: str
-    mask_optimizer: str
-    """sgd (paper) or adam: an adaptive step for each logit."""
-    mask_lr: float
-    """Step size eta_1 of the mask."""
-    sparsity: str
-    """penalty: c (mean(m) - rho)^2 (Eq. 6). projection: mean(m) = rho after every step."""
-    sparsity_weight: float
-    """c; its gradient is not multiplied by mask_lr, as in the authors' code."""
-    lambdas: str
-    """proportional to the amounts of data (paper) or equal (authors' code: batch means, 1/2 each)."""
-    illegal_weight: float
-    """lambda_1 in 0..1 where lambdas are equal, and lambda_2 = 1 - lambda_1: trades illegal effect for legal cost."""
-    normalise: bool
-    """Divide each side's alignments by their mean size, so that neither side drowns the other."""
-    lower_loss: str
-    """sum of the two sides' mean losses (Eq. 7) or mixed: one mean over both (authors' code)."""
-    user_optimizer: str
-    """sgd (Eq. 9 and 10), or adamw: the real user's, at the rate user_lr (1 - m)."""
-    user_lr: float
-    """Learning rate eta_2 of the simulated user."""
-    precision: str
-    """float32, or bfloat16 for logits and delta (authors' code)."""
 
 
 @dataclass
@@ -148,7 +95,7 @@ class LearnedMask:
         return top_units(self.initial_logits, rho)
 
 
-def initial_logits(n: int, config: MaskConfig, rho: float, generator: torch.Generator) -> Tensor:
+def initial_logits(n: int, config: Mask, rho: float, generator: torch.Generator) -> Tensor:
     """The random start [n] (METHOD, reading 1)."""
     if config.logits_init == "negative":  # m = sigmoid(w / 0.2) below 0.0067 (paper, section 3.3)
         logits = -1 - torch.rand(n, generator=generator)
@@ -165,7 +112,7 @@ def initial_logits(n: int, config: MaskConfig, rho: float, generator: torch.Gene
 class MaskOptimizer:
     """Moves the logits: task gradient, sparsity force, projection (paper, Eq. 5, 6 and 8)."""
 
-    def __init__(self, config: MaskConfig, rho: float) -> None:
+    def __init__(self, config: Mask, rho: float) -> None:
         self.config = config
         self.rho = rho
         self._moments: tuple[Tensor, Tensor] | None = None
@@ -195,7 +142,7 @@ class MaskOptimizer:
         return new.to(torch.bfloat16).to(logits) if c.precision == "bfloat16" else new
 
 
-def side_weights(config: MaskConfig, n_images: Mapping[str, int]) -> dict[str, float]:
+def side_weights(config: Mask, n_images: Mapping[str, int]) -> dict[str, float]:
     """lambda_1 and lambda_2 of Eq. 5, as shares that add up to 1."""
     if config.lambdas == "equal":
         return {"illegal": config.illegal_weight, "legal": 1 - config.illegal_weight}
@@ -212,18 +159,20 @@ class MaskLearner:
         schedule: NoiseSchedule,
         data: Mapping[str, LatentSet],
         finetuned: Mapping[tuple[str, ...], Mapping[str, Tensor]],
-        config: MaskConfig,
+        config: Mask,
         rho: float,
         generator: torch.Generator,
     ) -> None:
         """`finetuned` holds theta_ft by the sides its user trained on: one entry, or one a side."""
         check_freeze_ratio(rho)
+        if config.user_lr is None:
+            raise FreezeAsGuardError("mask.user_lr is null; give the rate of the user who is simulated")
+        self.user_lr = config.user_lr
         expected = [SIDES] if config.users == "joint" else [(side,) for side in SIDES]
         if sorted(finetuned) != sorted(expected):
             found = ", ".join("+".join(sides) for sides in sorted(finetuned)) or "none"
             raise FreezeAsGuardError(
-                f"mask.users is {config.users}, but the fine-tuned start models are: {found}; "
-                f"set relearn.users to {config.users} and run `dvc repro relearn`"
+                f"mask.users is {config.users}, but the fine-tuned start models are: {found}; run `dvc repro relearn`"
             )
         self.unet, self.schedule, self.data, self.config = unet, schedule, data, config
         self.rho, self.generator = rho, generator
@@ -289,10 +238,10 @@ class MaskLearner:
         trainable = self.by_name(1 - self.mask)
         self._wear(user)
         user.n_steps += 1
-        move = user.adamw_update if self.config.user_optimizer == "adamw" else user.user_update
+        move, lr = (user.adamw_update if self.config.user_optimizer == "adamw" else user.user_update), self.user_lr
 
         def update(names: list[str], gradients: list[Tensor]) -> None:
-            move(names, gradients, [trainable[n] for n in names], self.config.user_lr)
+            move(names, gradients, [trainable[n] for n in names], lr)
 
         half = max(1, self.config.batch_size // 2)
         with GradientStream(self.parameters, update):
@@ -424,7 +373,7 @@ class MaskLearner:
 
 
 def learn_without_signal(
-    shapes: Mapping[str, Sequence[int]], config: MaskConfig, rho: float, generator: torch.Generator
+    shapes: Mapping[str, Sequence[int]], config: Mask, rho: float, generator: torch.Generator
 ) -> LearnedMask:
     """The same run with its task signal zeroed: initial logits and sparsity force alone.
 

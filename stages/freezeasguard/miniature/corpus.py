@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
-from freezeasguard.data import orl
 from freezeasguard.data.clean import square
-from freezeasguard.data.drawn_people import (
+from freezeasguard.data.embedded import orl
+from freezeasguard.data.embedded.drawn_people import (
     BACKGROUNDS,
     caption,
     draw_pose,

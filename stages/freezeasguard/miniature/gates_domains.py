@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from freezeasguard.data import illustrators, logos, orl
 from freezeasguard.data.clean import square
+from freezeasguard.data.embedded import illustrators, logos, orl
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.miniature.gates import Gate
 from freezeasguard.miniature.train_vae import to_tensor

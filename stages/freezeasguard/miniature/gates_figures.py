@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from freezeasguard.data.drawn_people import caption, draw_pose, famous_figures, other_figures, render_figure
+from freezeasguard.data.embedded.drawn_people import caption, draw_pose, famous_figures, other_figures, render_figure
 from freezeasguard.miniature.gates import Gate
 from freezeasguard.miniature.train_vae import to_tensor
 from freezeasguard.models.diffusion import (
@@ -26,7 +26,8 @@ from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.sampling import sample, starting_noise
 from freezeasguard.scores.networks.clip import ClipFeatures
 from freezeasguard.scores.networks.recogniser import Recogniser, identity_distance, pair_auc
-from freezeasguard.users.training import FinetuneConfig, finetune
+from freezeasguard.settings.users import Finetuning
+from freezeasguard.users.training import finetune
 
 GUIDANCE = 3.0
 ADAPTATION_STEPS = 200
@@ -122,6 +123,6 @@ def knowledge_gates(model: Path, scorers: Path, steps: int = ADAPTATION_STEPS) -
 def _adapt(unet: torch.nn.Module, model: Path, steps: int) -> None:
     """Fine-tune in place on ten figures under test, 26 images each."""
     images, captions, _ = drawn_figures(10, 26, seed=13)
-    config = FinetuneConfig(steps=steps, batch_size=16, lr=5e-4)
+    config = Finetuning(steps=steps, batch_size=16, lr=5e-4)
     schedule = NoiseSchedule.of(load_scheduler(model))
     finetune(unet, schedule, latent_set(model, images, captions), config, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from freezeasguard.data.drawn_people import draw_pose, other_figures, render_figure
+from freezeasguard.data.embedded.drawn_people import draw_pose, other_figures, render_figure
 from freezeasguard.miniature.train_vae import to_tensor
 from freezeasguard.scores.networks.recogniser import Recogniser
 

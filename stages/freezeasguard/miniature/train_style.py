@@ -16,8 +16,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from freezeasguard.data.drawn_people import BACKGROUNDS, render_style, style_definition
-from freezeasguard.data.illustrators import STYLES, artist
+from freezeasguard.data.embedded.drawn_people import BACKGROUNDS, render_style, style_definition
+from freezeasguard.data.embedded.illustrators import STYLES, artist
 from freezeasguard.miniature.train_vae import to_tensor
 from freezeasguard.models.diffusion import decode_latents, encode_images
 from freezeasguard.scores.networks.style import block_statistics, save_style

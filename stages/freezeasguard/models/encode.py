@@ -12,19 +12,19 @@ from freezeasguard.data.split import assign_sides, read_split
 from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.models.diffusion import encode_images, encode_text, load_text, load_vae, tokenize
 from freezeasguard.models.images import read_images
-from freezeasguard.settings.params import Params
+from freezeasguard.settings.resolve import EncodeSettings
 
 CHUNK = 64
 
 
-def encode_case(params: Params, case_name: str, model: Path, raw: Path, splits: Path, out: Path) -> None:
+def encode_case(settings: EncodeSettings, model: Path, raw: Path, splits: Path, out: Path, threads: int) -> None:
     """Write latents (both flips), text embeddings, the empty prompt, and an index row an image."""
-    case = params.cases[case_name]
     table = read_split(splits)
-    sides = assign_sides(sorted(set(table["class"])), case.illegal, case.legal, params.seed)
+    classes = sorted(set(table["class"]))
+    sides = assign_sides(classes, settings.illegal, settings.legal, settings.seed, roles=settings.roles)
     table = table[table["class"].isin(sides)].reset_index(drop=True)
     index = table.assign(row=range(len(table)), side=[sides[c] for c in table["class"]])
-    torch.set_num_threads(params.workers)  # one process: it may use every core
+    torch.set_num_threads(threads)  # one process: it may use every core
     vae = load_vae(model)
     latents = []
     for start in tqdm(range(0, len(index), CHUNK), desc="encoding images"):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.settings.params import Model
 
+KEPT = (".safetensors", ".json", ".txt")
+"""Never pickles."""
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
@@ -25,19 +29,49 @@ def check_model_folder(folder: Path) -> Path:
     return folder
 
 
-def fetch_model(spec: Model, folder: Path) -> None:
-    """Bring a hub model to `folder` at its pinned revision; what is there already is not fetched again."""
+def fetch_model(spec: Model, out: Path) -> None:
+    """Bring a model to `out`, whole: a folder is copied, a hub repository fetched at its pinned revision.
+
+    So a model is an output of DVC like any other: a pull, or an experiment elsewhere, finds its weights. `model.json`
+    says by hash which they are.
+    """
+    with folder_atomically(out) as temporary:
+        if spec.path is not None:
+            _copy(check_model_folder(spec.path), temporary)
+        else:
+            _download(spec, temporary)
+        told = {"source": str(spec.path or spec.repo), "revision": spec.revision}
+        write_json(temporary / "model.json", {**told, "files": weight_hashes(check_model_folder(temporary))})
+
+
+def _copy(folder: Path, out: Path) -> None:
+    for part in PARTS:
+        for path in sorted((folder / part).iterdir()):
+            if path.suffix in KEPT:
+                (out / part).mkdir(exist_ok=True)
+                shutil.copyfile(path, out / part / path.name)
+    shutil.copyfile(folder / "model_index.json", out / "model_index.json")
+
+
+def _download(spec: Model, out: Path) -> None:
     from huggingface_hub import snapshot_download
 
     assert spec.repo is not None
-    patterns = ["*.json", "*.txt", *(f"{part}/*" for part in PARTS)]
+    allowed = ["model_index.json", *(f"{part}/*{suffix}" for part in PARTS for suffix in KEPT)]
     try:
-        snapshot_download(spec.repo, revision=spec.revision, local_dir=folder, allow_patterns=patterns)
+        snapshot_download(
+            spec.repo,
+            revision=spec.revision,
+            local_dir=out,
+            allow_patterns=allowed,
+            ignore_patterns=["*.fp16.*", "*.non_ema.*"],  # other copies of the same weights
+        )
     except Exception as error:  # the hub's, the network's and the disk's errors have no common class
         raise FreezeAsGuardError(
             f"cannot fetch {spec.repo} at revision {spec.revision}: {error}. Download that revision elsewhere from "
-            f"https://huggingface.co/{spec.repo} into {folder}, or set the model's path in params.yaml to its folder"
+            f"https://huggingface.co/{spec.repo}, and set the model's path in params.yaml to its folder"
         ) from error
+    shutil.rmtree(out / ".cache", ignore_errors=True)  # the hub client's notes
 
 
 def weight_hashes(folder: Path) -> dict[str, str]:
@@ -45,7 +79,7 @@ def weight_hashes(folder: Path) -> dict[str, str]:
     hashes = {}
     for part in PARTS:
         for path in sorted((folder / part).rglob("*")):
-            if path.suffix in (".safetensors", ".json", ".txt"):
+            if path.suffix in KEPT:
                 with path.open("rb") as file:
                     hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

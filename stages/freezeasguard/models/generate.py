@@ -9,11 +9,16 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from freezeasguard.files import folder_atomically
 from freezeasguard.models.diffusion import decode_latents, load_scheduler, load_vae
 from freezeasguard.models.images import to_uint8
 from freezeasguard.models.latents import CaseData
+from freezeasguard.models.protected import load_adapted
 from freezeasguard.models.sampling import sample, starting_noise
-from freezeasguard.settings.params import Generate
+from freezeasguard.settings.resolve import GenerateSettings
+from freezeasguard.settings.users import Generate
+from freezeasguard.sides import SIDES
+from freezeasguard.workers import run_side_by_side
 
 
 def prompt_table(data: CaseData, side: str, config: Generate) -> pd.DataFrame:
@@ -69,3 +74,26 @@ def generate_side(
             path = out / file
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
+
+
+def generate_cell(
+    settings: GenerateSettings,
+    model: Path,
+    adapted: Path,
+    data: CaseData,
+    out: Path,
+    label: str,
+    device: str,
+    workers: int,
+) -> None:
+    """The images of both sides' prompts, each from its own user's model, and their index."""
+    config, seed = settings.generate, settings.seed
+    tables = {side: prompt_table(data, side, config) for side in SIDES}
+    with folder_atomically(out) as temporary:
+
+        def side_task(side: str) -> None:
+            unet = load_adapted(model, adapted, side).to(device)
+            generate_side(unet, data, tables[side], model, temporary, config, seed, f"{label} {side}")
+
+        run_side_by_side({side: (lambda side=side: side_task(side)) for side in SIDES}, workers, device)
+        pd.concat(list(tables.values())).to_csv(temporary / "index.csv", index=False)

@@ -1,4 +1,4 @@
-"""Each protection method fills a protected-model folder (see `masks.protected`)."""
+"""FreezeAsGuard: learn which units to freeze (paper, Algorithm 1; see `masks.bilevel`), and its two controls."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.bilevel import LearnedMask, MaskConfig, MaskLearner, learn_without_signal
+from freezeasguard.masks.bilevel import LearnedMask, MaskLearner, learn_without_signal
 from freezeasguard.masks.diagnostics import mask_diagnostics, overlap_of_units
-from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
-from freezeasguard.models.latents import CaseData
-from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes, write_for
-from freezeasguard.settings.params import Mask, Params
+from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet
+from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.protections.protect import Inputs
+from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import FINETUNED_SIDES, SIDES
-from freezeasguard.workers import resolve_device, run_side_by_side
+from freezeasguard.workers import run_side_by_side
 
 
 def load_finetuned(folder: Path) -> dict[tuple[str, ...], Mapping[str, torch.Tensor]]:
@@ -38,70 +38,43 @@ CONTROLS = ("one_shot", "zeroed_signal")
 """Masks that the learned one must beat: one mask step's ranking, and its own run without a task signal."""
 
 
-def _learn(
-    config: MaskConfig,
-    model: Path,
-    data: CaseData,
-    finetuned: Path,
-    rho: float,
-    seed: int,
-    device: str,
-    control: str | None,
-) -> LearnedMask:
-    generator = torch.Generator().manual_seed(seed)
+def learn(inputs: Inputs, mask: Mask, seed: int, control: str | None = None) -> LearnedMask:
+    """The mask of one seed, on the mask-learning halves; or the one of a control."""
+    generator, rho = torch.Generator().manual_seed(seed), inputs.settings.rho
     if control == "zeroed_signal":
-        return learn_without_signal(tensor_shapes(stored_tensors(model)), config, rho, generator)
-    sides = {side: data.select(side, ["mask_learning"]) for side in SIDES}
-    unet, schedule = load_unet(model).to(device), NoiseSchedule.of(load_scheduler(model))
-    learner = MaskLearner(unet, schedule, sides, load_finetuned(finetuned), config, rho, generator)
+        return learn_without_signal(tensor_shapes(inputs.tensors), mask, rho, generator)
+    sides = {side: inputs.data.select(side, ["mask_learning"]) for side in SIDES}
+    unet = load_unet(inputs.model).to(inputs.device)
+    schedule, start = NoiseSchedule.of(load_scheduler(inputs.model)), load_finetuned(inputs.finetuned)
+    learner = MaskLearner(unet, schedule, sides, start, mask, rho, generator)
     return learner.one_shot() if control == "one_shot" else learner.learn(f"learning the mask (seed {seed})")
 
 
-def protect_by_mask(
-    params: Params,
-    mask: Mask,
-    model: Path,
-    data: CaseData,
-    finetuned: Path,
-    folder: Path,
-    rho: float,
-    control: str | None = None,
-) -> LearnedMask:
-    """FreezeAsGuard: learn the mask, learn it again from other seeds, and say what it is made of.
+def protect(inputs: Inputs) -> Protected:
+    """Learn the mask, learn it again from other seeds, and say what it is made of.
 
-    Args:
-        control: none, or the one of `CONTROLS` whose mask is written instead.
+    The arms of `CONTROLS` write their own mask instead, learned in part only.
     """
-    if control not in (None, *CONTROLS):
-        raise FreezeAsGuardError(f"the control is {control!r}; use {' or '.join(CONTROLS)}")
-    config = MaskConfig(**mask.settings())
-    device = resolve_device(params.device)
-    seeds = [params.seed + offset for offset in range(mask.diagnostic_seeds + 1)]
+    settings, mask, rho = inputs.settings, inputs.settings.mask, inputs.settings.rho
+    assert mask is not None
+    control = inputs.arm.method if inputs.arm.method in CONTROLS else None
+    seeds = [settings.seed + offset for offset in range(mask.diagnostic_seeds + 1)]
     with tempfile.TemporaryDirectory() as scratch:
 
         def task(seed: int) -> Any:
-            def learn() -> None:
-                learned = _learn(config, model, data, finetuned, rho, seed, device, control)
-                torch.save(learned, f"{scratch}/{seed}.pt")
+            return lambda: torch.save(learn(inputs, mask, seed, control), f"{scratch}/{seed}.pt")
 
-            return learn
-
-        run_side_by_side({str(seed): task(seed) for seed in seeds}, params.workers, device)
+        run_side_by_side({str(seed): task(seed) for seed in seeds}, inputs.workers, inputs.device)
         learned, *others = [torch.load(f"{scratch}/{seed}.pt", weights_only=False) for seed in seeds]
-    tensors = stored_tensors(model)
-    shapes = tensor_shapes(tensors)
-    settings = {"rho": rho, "seed": params.seed, "preset": mask.preset, **mask.settings()}
+    shapes = tensor_shapes(inputs.tensors)
+    told = {"rho": rho, "seed": settings.seed, **mask.model_dump(exclude={"of_profile", "diagnostic_seeds"})}
     protected = Protected(
-        control or "freezeasguard",
-        settings=settings,
-        granularity=config.granularity,
-        frozen_units=learned.frozen_units(rho),
+        inputs.arm.method, settings=told, granularity=mask.granularity, frozen_units=learned.frozen_units(rho)
     )
     if control:
         agreement = [overlap_of_units(learned.top(rho), other.top(rho)) for other in others]
         diagnostics = {"overlap_expected_by_chance": rho, "overlap_across_seeds": agreement}
     else:
-        silent = learn_without_signal(shapes, config, rho, torch.Generator().manual_seed(params.seed))
+        silent = learn_without_signal(shapes, mask, rho, torch.Generator().manual_seed(settings.seed))
         diagnostics = mask_diagnostics(learned, rho, silent, others)
-    write_for(tensors, folder, replace(protected, diagnostics={**mask_sizes(protected, shapes), **diagnostics}))
-    return learned
+    return replace(protected, diagnostics={**mask_sizes(protected, shapes), **diagnostics})

@@ -7,12 +7,15 @@ weights; the block rules take one kind of layer, known by the tensor names of a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.granularity import n_frozen
+from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.protections.protect import Inputs
 
 KINDS: Mapping[str, frozenset[str]] = {
     "attention": frozenset({"to_q", "to_k", "to_v", "to_out"}),
@@ -65,3 +68,12 @@ def heuristic_frozen(
             f"the network has no tensor of the kind {rule} ({', '.join(sorted(KINDS[rule]))}); use magnitude"
         )
     return kind_first(rule, tensors, rho, generator)
+
+
+def protect(inputs: Inputs) -> Protected:
+    """Freeze by the rule of thumb that the arm is named after."""
+    settings, rule = inputs.settings, inputs.arm.method
+    generator = torch.Generator().manual_seed(settings.seed)
+    frozen = heuristic_frozen(rule, inputs.tensors, settings.rho, generator)
+    by_rule = Protected(rule, frozen, settings={"rho": settings.rho, "seed": settings.seed})
+    return replace(by_rule, diagnostics=mask_sizes(by_rule, tensor_shapes(inputs.tensors)))

@@ -7,37 +7,24 @@ defender's step up the loss in the attention projections. Only those are kept.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.models.diffusion import NoiseSchedule, named_tensors
+from freezeasguard.models.batches import drawn_loss
+from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, named_tensors
 from freezeasguard.models.freezing import freeze
 from freezeasguard.models.latents import LatentSet
-from freezeasguard.users.training import drawn_loss, optimizer_step
+from freezeasguard.models.protected import Protected
+from freezeasguard.protections.protect import Inputs
+from freezeasguard.settings.methods import IMMA
+from freezeasguard.users.training import optimizer_step
 
 ATTENTIONS = {"all": ("attn1", "attn2"), "cross": ("attn2",)}
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-
-
-@dataclass(frozen=True)
-class IMMAConfig:
-    steps: int
-    """Pairs of an inner (attacker's) and an outer (defender's) step."""
-    batch_size: int
-    inner_lr: float
-    outer_lr: float
-    attn_scope: str = "all"
-    """all: self and cross attention, what the published code trains; cross: what its file name says."""
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.attn_scope not in ATTENTIONS:
-            raise FreezeAsGuardError(f"imma.attn_scope is {self.attn_scope!r}; use all or cross")
 
 
 @dataclass
@@ -65,7 +52,7 @@ def immunise(
     unet: torch.nn.Module,
     schedule: NoiseSchedule,
     data: LatentSet,
-    config: IMMAConfig,
+    config: IMMA,
     *,
     generator: torch.Generator,
     description: str = "immunising",
@@ -98,3 +85,15 @@ def immunise(
             raise FreezeAsGuardError(f"{description}: the loss is {loss.item()}; lower imma.outer_lr")
     unet.eval()
     return {name: everything[name].detach().cpu().clone() for name in defended}, history
+
+
+def protect(inputs: Inputs) -> Protected:
+    """IMMA on the illegal side's mask-learning half."""
+    config, seed = inputs.settings.imma, inputs.settings.seed
+    assert config is not None
+    unet = load_unet(inputs.model).to(inputs.device)
+    schedule = NoiseSchedule.of(load_scheduler(inputs.model))
+    illegal = inputs.data.select("illegal", ["mask_learning"])
+    edited, history = immunise(unet, schedule, illegal, config, generator=torch.Generator().manual_seed(seed))
+    diagnostics = {"n_edited": len(edited), **asdict(history)}
+    return Protected("imma", frozenset(), edited, {**config.model_dump(), "seed": seed}, diagnostics)

@@ -7,11 +7,18 @@ the same size: by number of tensors, by their share of single weights, by rows, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from freezeasguard.models.granularity import check_freeze_ratio, n_frozen, n_units, split_units
+from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.protections.protect import Inputs
+
+DRAW_SEEDS = 1000
+"""Between the seeds of an arm's draws: those of experiments, which count in ones, do not meet them."""
 
 
 def random_frozen(names: Iterable[str], rho: float, generator: torch.Generator) -> frozenset[str]:
@@ -62,3 +69,18 @@ def random_frozen_by_parameters(
     if left_out and sizes[smallest := min(left_out, key=sizes.__getitem__)] - room < room:
         frozen.add(smallest)
     return frozenset(frozen)
+
+
+def protect(inputs: Inputs) -> Protected:
+    """Freeze drawn tensors, rows or weights; or, for `random_parameters`, tensors up to a share of all weights."""
+    settings, arm, shapes = inputs.settings, inputs.arm, tensor_shapes(inputs.tensors)
+    seed = settings.seed + DRAW_SEEDS * arm.draw
+    generator = torch.Generator().manual_seed(seed)
+    told: dict[str, Any] = {"rho": settings.rho, "seed": seed}
+    if arm.method == "random_parameters":
+        frozen = random_frozen_by_parameters(shapes, settings.rho, generator)
+        drawn = Protected("random", frozen, settings={**told, "by": "parameters"})
+    else:
+        units = random_frozen_units(shapes, settings.rho, arm.granularity, generator)
+        drawn = Protected("random", settings=told, granularity=arm.granularity, frozen_units=units)
+    return replace(drawn, diagnostics=mask_sizes(drawn, shapes))

@@ -14,29 +14,22 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.models.diffusion import encode_text, named_tensors, tokenize
+from freezeasguard.models.diffusion import encode_text, load_text, load_unet, named_tensors, tokenize
+from freezeasguard.models.protected import Protected
+from freezeasguard.protections.protect import Inputs
+from freezeasguard.settings.methods import UCE
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 PROJECTIONS = ("attn2.to_k.weight", "attn2.to_v.weight")
+READINGS = {"uce": "A", "uce_b": "B"}
+"""By the method's name."""
 
 
-@dataclass(frozen=True)
-class UCEConfig:
-    reading: str
-    """A or B."""
-    erase_scale: float = 1.0
-    ridge: float = 0.5
-    """lambda: how strongly each projection is held at its old value."""
-
-    def __post_init__(self) -> None:
-        if self.reading not in ("A", "B"):
-            raise FreezeAsGuardError(f"uce.reading is {self.reading!r}; use A or B")
-
-    def preserve_scale(self, n_preserved: int) -> float:
-        """A: max(0.1, 1 / n) for n preserved prompts, the empty one among them; B: 1."""
-        return max(0.1, 1 / n_preserved) if self.reading == "A" and n_preserved else 1.0
+def preserve_scale(reading: str, n_preserved: int) -> float:
+    """A: max(0.1, 1 / n) for n preserved prompts, the empty one among them; B: 1."""
+    return max(0.1, 1 / n_preserved) if reading == "A" and n_preserved else 1.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +78,9 @@ def preserved_contexts(
     return [e[start : start + 1] for e, start in zip(embeddings, starts, strict=True)]
 
 
-def edited_projection(weight: Tensor, edits: Sequence[Edit], preserved: Sequence[Tensor], config: UCEConfig) -> Tensor:
+def edited_projection(
+    weight: Tensor, edits: Sequence[Edit], preserved: Sequence[Tensor], config: UCE, reading: str
+) -> Tensor:
     """W' [out, d], the minimiser of UCE's objective for one projection W [out, d]:
 
         ridge |W' - W|^2 + s_e sum |C_e W'^T - V*_e|^2 + s_p sum |C_p W'^T - V_p|^2,
@@ -102,7 +97,7 @@ def edited_projection(weight: Tensor, edits: Sequence[Edit], preserved: Sequence
         left = left + config.erase_scale * target.T @ context
         right = right + config.erase_scale * context.T @ context
     for rows in preserved:
-        context, scale = rows.double(), config.preserve_scale(len(preserved))
+        context, scale = rows.double(), preserve_scale(reading, len(preserved))
         left = left + scale * (context @ w.T).T @ context
         right = right + scale * context.T @ context
     # right is symmetric and positive definite: W' right = left is right W'^T = left^T.
@@ -127,20 +122,37 @@ def uce_edit(
     encoder: CLIPTextModel,
     concepts: Sequence[str],
     guide: str,
-    preserve: Sequence[str],
-    config: UCEConfig,
+    config: UCE,
+    reading: str,
 ) -> Mapping[str, Tensor]:
     """The edited projections by name; the UNet is left alone.
 
     Args:
         concepts: phrases to erase, e.g. the names of the illegal classes; guide: what they shall mean
-            instead ("celebrity", "art", " "); preserve: prompts to keep besides reading A's empty one.
+            instead ("celebrity", "art", " "); reading: A or B.
     """
     if not concepts:
         raise FreezeAsGuardError("UCE has no concept to erase; the case has no illegal class")
-    edits = concept_edits(tokenizer, encoder, concepts, guide, config.reading)
-    preserved = preserved_contexts(tokenizer, encoder, preserve, config.reading)
+    edits = concept_edits(tokenizer, encoder, concepts, guide, reading)
+    preserved = preserved_contexts(tokenizer, encoder, config.preserve, reading)
     return {
-        name: edited_projection(weight.detach(), edits, preserved, config)
+        name: edited_projection(weight.detach(), edits, preserved, config, reading)
         for name, weight in cross_attention_projections(unet).items()
     }
+
+
+def protect(inputs: Inputs) -> Protected:
+    """The illegal classes' names, or the case's own concepts, are edited out of the cross-attention."""
+    settings, reading = inputs.settings, READINGS[inputs.arm.method]
+    assert settings.uce is not None
+    unet = load_unet(inputs.model)
+    index = inputs.data.index
+    concepts = settings.concepts or sorted(set(index.loc[index["side"] == "illegal", "subject"]))
+    edited = uce_edit(unet, *load_text(inputs.model), concepts, settings.guide, settings.uce, reading)
+    tensors = named_tensors(unet)
+    moved = {
+        name: float((new - tensors[name]).detach().norm() / tensors[name].detach().norm())
+        for name, new in edited.items()
+    }
+    told = {"reading": reading, **settings.uce.model_dump(), "concepts": concepts, "guide": settings.guide}
+    return Protected("uce", frozenset(), edited, told, {"n_edited": len(edited), "relative_change": moved})

@@ -1,4 +1,4 @@
-"""Figures: masks over the tensors (Figures 12-13), sample grid (Figure 8), loss curves (Figure 14)."""
+"""Figures: masks (Figures 12-13), sample grid (Figure 8), loss curves (Figure 14), trade-off; and `dvc plots`' data."""
 
 from __future__ import annotations
 
@@ -9,52 +9,20 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from freezeasguard.arms import Arm
 from freezeasguard.files import read_json, write_atomically
 from freezeasguard.models.images import blur
 from freezeasguard.models.protected_file import read_protected_file
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
-from freezeasguard.reports.tables import arm_label
-from freezeasguard.settings.params import Params, split_arm
+from freezeasguard.reports.measures import CaseScores
+from freezeasguard.reports.network import block_of, network_order
+from freezeasguard.reports.rendering import write_csv
+from freezeasguard.scores.registry import SCORES
+from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
-COLORS = {
-    "pretrained": "#8c8c8c",
-    "full": "#0072b2",
-    "uce": "#56b4e9",
-    "imma": "#cc79a7",
-    "freezeasguard": "#d55e00",
-    "random": "#009e73",
-}
-"""Okabe-Ito, told apart by the colour-blind."""
-
-
-def block_of(name: str) -> str:
-    """The UNet block of a tensor: "down 0", "mid", "up 3", "time", "in", "out"."""
-    parts = name.split(".")
-    if parts[0] in ("down_blocks", "up_blocks"):
-        return f"{parts[0].split('_')[0]} {parts[1]}"
-    return {"mid_block": "mid", "time_embedding": "time", "conv_in": "in"}.get(parts[0], "out")
-
-
-PART_ORDER = ["resnets", "attentions", "downsamplers", "upsamplers"]
-BLOCK_ORDER = ["in", "time", *(f"down {i}" for i in range(4)), "mid", *(f"up {i}" for i in range(4)), "out"]
-
-
-def network_order(names: list[str]) -> list[str]:
-    """Tensor names in the order in which an image passes them: block, layer, its resnet, its attention."""
-
-    def place(name: str) -> tuple[int, int, int, str]:
-        parts = name.split(".")
-        inside = next((i for i, part in enumerate(parts) if part in PART_ORDER), None)
-        if inside is None:
-            return BLOCK_ORDER.index(block_of(name)), 0, 0, name
-        layer = int(parts[inside + 1])
-        if block_of(name) == "mid":  # resnet 0, attention 0, resnet 1
-            return BLOCK_ORDER.index("mid"), 2 * layer + (parts[inside] == "attentions"), 0, name
-        last = parts[inside].endswith("samplers")
-        return BLOCK_ORDER.index(block_of(name)), 99 if last else layer, PART_ORDER.index(parts[inside]), name
-
-    return sorted(names, key=place)
+Curves = dict[Arm, dict[str, list[float]]]
+"""arm -> side -> the user's loss a step; empty where the arm's users do not train."""
 
 
 def mask_figure(masks: dict[str, set[str]], names: list[str], path: Path) -> Path:
@@ -78,23 +46,82 @@ def mask_figure(masks: dict[str, set[str]], names: list[str], path: Path) -> Pat
     return saved
 
 
-def loss_figure(curves: dict[str, dict[str, list[float]]], labels: dict[str, str], path: Path) -> Path:
+def smoothed(losses: list[float]) -> Any:
+    """Mean over the last 15 steps, a pandas Series."""
+    return pd.Series(losses, dtype=float).rolling(15, min_periods=1).mean()
+
+
+def loss_figure(curves: Curves, rho: float, path: Path) -> Path:
     """Fine-tuning loss by step, a panel a side, smoothed over 15 steps."""
     plt = matplotlib_pyplot()
     figure, axes = plt.subplots(1, len(SIDES), figsize=(10, 3.2), sharey=True, squeeze=False)
     for axis, side in zip(axes[0], SIDES, strict=True):
         for arm, sides in curves.items():
-            losses = pd.Series(sides[side], dtype=float)
-            if len(losses):
-                smooth = losses.rolling(15, min_periods=1).mean()
-                method, percent = split_arm(arm)
-                style = "-" if percent is None else "--"  # a ratio of its own
-                axis.plot(smooth, style, label=labels[arm], color=COLORS.get(method), linewidth=1.4)
+            if sides[side]:
+                look = {"color": arm.color, "linestyle": arm.linestyle, "linewidth": 1.4}
+                axis.plot(smoothed(sides[side]), label=arm.label(rho), **look)
         axis.set_title(f"{side} user", fontsize=10)
         axis.set_xlabel("fine-tuning step")
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("denoising loss")
     axes[0][0].legend(fontsize=8, frameon=False)
+    saved = save_figure(figure, path)
+    plt.close(figure)
+    return saved
+
+
+def write_losses(curves: Curves, path: Path) -> None:
+    """The curves of `loss_figure`: a row a step, a column an arm and side, for `dvc plots`."""
+    columns = {f"{arm.name} {side}": smoothed(sides[side]) for arm, sides in curves.items() for side in SIDES}
+    table = pd.DataFrame({name: column for name, column in columns.items() if len(column)})
+    rows = [[str(step), *("" if np.isnan(v) else f"{v:.4g}" for v in row)] for step, row in enumerate(table.to_numpy())]
+    write_csv(path, ["step", *table.columns], rows)
+
+
+def tradeoff_rows(scores: CaseScores) -> list[list[str]]:
+    """case, arm, and what it keeps of full fine-tuning's fall of the loss on both sides; arms where both are known."""
+    rows = []
+    for arm in scores.params.arms(scores.case):
+        kept = [scores.kept_loss(arm, side) for side in SIDES]
+        if None not in kept:
+            rows.append([scores.case, arm.name, *(f"{value:.4g}" for value in kept)])
+    return rows
+
+
+TRADEOFF_HEADER = ["case", "arm", *(f"kept_{side}" for side in SIDES)]
+
+
+def tradeoff_figure(scores: CaseScores, path: Path) -> Path:
+    """Every arm's cost on the legal side over its effect on the illegal one: by the loss kept, and by quality.
+
+    An arm is the better, the further it lies from the diagonal on the side of the legal user: above it where the axes
+    are what is kept, below it where they are what is lost. The bars are the 95% intervals of the arm's own score.
+    """
+    plt = matplotlib_pyplot()
+    figure, (kept_axis, fall_axis) = plt.subplots(1, 2, figsize=(10, 4.4))
+    rho = scores.params.rho
+    for arm in scores.params.arms(scores.case):
+        marker = {"color": arm.color, "marker": "o" if arm.linestyle == "-" else "s", "linestyle": ""}
+        kept = [scores.kept_loss(arm, side) for side in SIDES]
+        if None not in kept:
+            kept_axis.plot(*([value] for value in kept), **marker)
+        falls = [scores.fall(arm, side) for side in SIDES]
+        # which end of the score's interval is the lower fall depends on the score
+        ends = [sorted(scores.fall(arm, side, end) for end in ("low", "high")) for side in SIDES]
+        x, y = ([[max(0, fall - low)], [max(0, high - fall)]] for fall, (low, high) in zip(falls, ends, strict=True))
+        bars = {"xerr": x, "yerr": y, "elinewidth": 0.8, "ecolor": arm.color}
+        fall_axis.errorbar(*([fall] for fall in falls), **bars, **marker, label=arm.label(rho))
+    kept_axis.axline((1, 1), slope=1, color="#8c8c8c", linewidth=0.8)
+    fall_axis.axline((0, 0), slope=1, color="#8c8c8c", linewidth=0.8)
+    kept_axis.set_xlabel("loss kept, illegal side")
+    kept_axis.set_ylabel("loss kept, legal side")
+    labels = [f"fall of quality, {side} side (%, {SCORES[scores.speaks_for(side)].label})" for side in SIDES]
+    fall_axis.set_xlabel(labels[0])
+    fall_axis.set_ylabel(labels[1])
+    for axis in (kept_axis, fall_axis):
+        axis.grid(alpha=0.25)
+    fall_axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.tight_layout()
     saved = save_figure(figure, path)
     plt.close(figure)
     return saved
@@ -108,8 +135,7 @@ def sample_grid(params: Params, case: str, images: Path, raw: Path, path: Path, 
     from PIL import ImageDraw, ImageFont
 
     arms = params.arms(case)
-    tables = {arm: pd.read_csv(images / arm / "index.csv", keep_default_na=False) for arm in arms}
-    first = tables[arms[0]]
+    first = pd.read_csv(images / arms[0].name / "index.csv", keep_default_na=False)
     picked = []
     for side in SIDES:
         rows = first[(first["side"] == side) & (first["part"] == "adaptation") & (first["image"] == 0)]
@@ -127,7 +153,7 @@ def sample_grid(params: Params, case: str, images: Path, raw: Path, path: Path, 
     def x_of(column: int) -> int:
         return left + column * tile + (gap if column >= n_left else 0)
 
-    labels = ["training image", *(arm_label(arm, params.arm_rho(arm)) for arm in arms)]
+    labels = ["training image", *(arm.label(params.rho) for arm in arms)]
     for row, label in enumerate(labels):
         draw.text((6, top + row * tile + tile // 2 - 8), label, fill="black", font=font)
     draw.text((left, 4), "illegal classes", fill="#d55e00", font=font)
@@ -136,7 +162,7 @@ def sample_grid(params: Params, case: str, images: Path, raw: Path, path: Path, 
     for column, (_, row) in enumerate(chosen.iterrows()):
         if row["turn"] == 0:
             draw.text((x_of(column), 24), str(row["subject"]), fill="black", font=small)
-        files = [raw / str(row["path"]), *(images / arm / str(row["file"]) for arm in arms)]
+        files = [raw / str(row["path"]), *(images / arm.name / str(row["file"]) for arm in arms)]
         for line, file in enumerate(files):
             with Image.open(file) as image:
                 resized = image.convert("RGB").resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
@@ -179,25 +205,39 @@ def tensor_names(model: Path) -> list[str]:
     return sorted(set(names))
 
 
-def write_figures(params: Params, data: Path, out: Path, models: dict[str, Path]) -> list[Path]:
-    """Every case's figures; a missing cell is an error."""
-    written = []
+def read_curves(params: Params, case: str, data: Path) -> Curves:
+    remedy = "run `dvc repro adapt`"
+    return {
+        arm: {side: read_json(data / "adapted" / case / arm.name / f"{side}.json", remedy)["losses"] for side in SIDES}
+        for arm in params.arms(case)
+    }
+
+
+def write_figures(params: Params, data: Path, reports: Path, models: dict[str, Path]) -> list[Path]:
+    """Every case's figures in `reports/figures`, and `dvc plots`' data in `reports/plots`; a missing cell is an error.
+
+    Args:
+        models: each case's diffusers folder.
+    Returns:
+        The figures.
+    """
+    written, points, out = [], [], reports / "figures"
     for case in params.cases:
-        arms = params.arms(case)
-        protected = {arm: read_protected_file(data / "protected" / params.protected(case, arm)) for arm in arms}
-        labels = {arm: arm_label(arm, params.arm_rho(arm)) for arm in arms}
-        masks = {f"{case} {labels[arm]}": set(p["frozen"]) for arm, p in protected.items() if p["frozen"]}
+        folder = data / "protected" / case
+        protected = {arm: read_protected_file(folder / arm.name) for of, arm in params.protected if of == case}
+        masks = {f"{case} {arm.label(params.rho)}": set(p["frozen"]) for arm, p in protected.items() if p["frozen"]}
         if masks:
             written.append(mask_figure(masks, tensor_names(models[case]), out / f"masks-{case}.png"))
-        remedy = "run `dvc repro adapt`"
-        curves = {
-            arm: {side: read_json(data / "adapted" / case / arm / f"{side}.json", remedy)["losses"] for side in SIDES}
-            for arm in arms
-        }
-        written.append(loss_figure(curves, labels, out / f"losses-{case}.png"))
+        curves = read_curves(params, case, data)
+        written.append(loss_figure(curves, params.rho, out / f"losses-{case}.png"))
+        write_losses(curves, reports / "plots" / f"losses-{case}.csv")
         for arm, content in protected.items():
             if "mean_mask" in content["diagnostics"]:
-                written.append(signal_figure(content["diagnostics"], out / f"mask-learning-{case}-{arm}.png"))
+                written.append(signal_figure(content["diagnostics"], out / f"mask-learning-{case}-{arm.name}.png"))
+        scores = CaseScores(params, case, reports)
+        written.append(tradeoff_figure(scores, out / f"tradeoff-{case}.png"))
+        points += tradeoff_rows(scores)
         raw = data / "raw" / params.cases[case].domain
         written.append(sample_grid(params, case, data / "images" / case, raw, out / f"samples-{case}.png"))
+    write_csv(reports / "plots" / "tradeoff.csv", TRADEOFF_HEADER, points)
     return written

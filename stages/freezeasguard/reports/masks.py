@@ -5,25 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from freezeasguard.arms import Arm
 from freezeasguard.models.protected_file import overlap, read_protected_file
-from freezeasguard.reports.figures import BLOCK_ORDER, block_of
-from freezeasguard.reports.tables import arm_label, write_csv, write_table
-from freezeasguard.settings.params import Params, split_arm
+from freezeasguard.reports.network import BLOCK_ORDER, block_of
+from freezeasguard.reports.rendering import write_csv, write_table
+from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
 NAME = "mask_diagnostics"
 
 
-def learned_masks(params: Params, data: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """(case, arm) -> protected.json of every learned mask."""
-    found = {}
-    for cell in params.cells.values():
-        if split_arm(cell.arm)[0].startswith("freezeasguard"):
-            found[cell.case, cell.arm] = read_protected_file(data / "protected" / cell.case / cell.protected)
-    return found
+Masks = dict[tuple[str, Arm], dict[str, Any]]
+"""(case, arm) -> protected.json of every learned mask."""
 
 
-def summary_row(params: Params, case: str, arm: str, content: dict[str, Any]) -> list[str]:
+def learned_masks(params: Params, data: Path) -> Masks:
+    return {
+        (case, arm): read_protected_file(data / "protected" / case / arm.name)
+        for case, arm in params.protected
+        if arm.kind.learned
+    }
+
+
+def summary_row(params: Params, case: str, arm: Arm, content: dict[str, Any]) -> list[str]:
     d = content["diagnostics"]
     seeds = ", ".join(f"{share:.2f}" for share in d["overlap_across_seeds"]) or "-"
     path = "-"
@@ -34,7 +38,7 @@ def summary_row(params: Params, case: str, arm: str, content: dict[str, Any]) ->
         )
     return [
         case,
-        arm_label(arm, params.arm_rho(arm)),
+        arm.label(params.rho),
         f"{100 * d['share_of_parameters_frozen']:.1f}%",
         f"{d['overlap_expected_by_chance']:.2f}",
         f"{d['overlap_with_initial_logits']:.2f}",
@@ -60,17 +64,17 @@ SUMMARY_HEADER = [
 ]
 
 
-def block_rows(masks: dict[tuple[str, str], dict[str, Any]], params: Params) -> tuple[list[str], list[list[str]]]:
+def block_rows(masks: Masks, params: Params) -> tuple[list[str], list[list[str]]]:
     """Per block of the UNet: the share of its tensors that a mask freezes, and each side's share of the signal."""
     header = ["Case", "Mask", "Of", *BLOCK_ORDER]
     rows = []
     for (case, arm), content in masks.items():
-        label = arm_label(arm, params.arm_rho(arm))
+        label = arm.label(params.rho)
         signals = {side: content["diagnostics"]["task_signal"][side]["by_tensor"] for side in SIDES}
         names = list(signals[SIDES[0]])
         if content.get("granularity", "tensor") == "tensor":
             counts = {b: [name in content["frozen"] for name in names if block_of(name) == b] for b in BLOCK_ORDER}
-            shares = [f"{100 * sum(c) / len(c):.0f}%" for c in counts.values()]
+            shares = [f"{100 * sum(c) / len(c):.0f}%" if c else "-" for c in counts.values()]  # not every UNet has all
             rows.append([case, label, "tensors frozen", *shares])
         for side, signal in signals.items():
             total = sum(signal.values())
@@ -79,9 +83,9 @@ def block_rows(masks: dict[tuple[str, str], dict[str, Any]], params: Params) -> 
     return header, rows
 
 
-def case_overlap_lines(masks: dict[tuple[str, str], dict[str, Any]], params: Params) -> list[str]:
+def case_overlap_lines(masks: Masks, params: Params) -> list[str]:
     """How far the headline masks of different cases agree; one that ignores its case guards nothing in particular."""
-    headline = {case: content["frozen"] for (case, arm), content in masks.items() if arm == "freezeasguard"}
+    headline = {case: content["frozen"] for (case, arm), content in masks.items() if arm.headline}
     cases = list(headline)
     return [
         f"Overlap between cases: {a} and {b} {overlap(headline[a], headline[b]):.2f} (by chance {params.rho:g})."
@@ -101,16 +105,18 @@ def write_mask_report(params: Params, data: Path, reports: Path) -> list[Path]:
         "Path sums: the signal along theta_ft to theta_pre adds up to the fall of the loss, on the same noise.",
         *case_overlap_lines(masks, params),
     ]
-    written = [write_table(reports / NAME, "Is each mask its signal's work?", SUMMARY_HEADER, rows, notes)]
+    written = [write_table(reports / "tables" / NAME, "Is each mask its signal's work?", SUMMARY_HEADER, rows, notes)]
     header, rows = block_rows(masks, params)
     by_block = "Share of a side's task signal by block of the UNet; below zero where training made the loss worse."
-    written.append(write_table(reports / f"{NAME}_blocks", "Masks and signals by block", header, rows, [by_block]))
+    written.append(
+        write_table(reports / "tables" / f"{NAME}_blocks", "Masks and signals by block", header, rows, [by_block])
+    )
     tensors = [
-        [case, arm, name, str(int(name in content["frozen"])), *(f"{signals[side][name]:.3e}" for side in SIDES)]
+        [case, arm.name, name, str(int(name in content["frozen"])), *(f"{signals[side][name]:.3e}" for side in SIDES)]
         for (case, arm), content in masks.items()
         for signals in [{side: content["diagnostics"]["task_signal"][side]["by_tensor"] for side in SIDES}]
         for name in signals[SIDES[0]]
     ]
     header = ["case", "arm", "tensor", "frozen_whole", *(f"signal_{side}" for side in SIDES)]
-    write_csv(reports / f"{NAME}_tensors.csv", header, tensors)
+    write_csv(reports / "tables" / f"{NAME}_tensors.csv", header, tensors)
     return written

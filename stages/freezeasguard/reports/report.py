@@ -26,34 +26,41 @@ def html_table(rows: list[list[str]]) -> str:
     return f"<div class=wide><table><tr>{header}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table></div>"
 
 
-def write_report(params: Params, data: Path, reports: Path) -> Path:
+def notes_list(table: Path) -> str:
+    """The notes under a table's Markdown."""
+    notes = [line[2:] for line in table.read_text().splitlines() if line.startswith("- ")]
+    return "<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>"
+
+
+def write_report(params: Params, reports: Path) -> Path:
+    """Everything that the other reports wrote; the study's tables where there are any."""
     parts = [f"<h1>FreezeAsGuard: profile {html.escape(params.profile)}</h1>"]
     for name, case in params.cases.items():
         path = reports / "tables" / table_name(name, case.table)
         parts.append(f"<h2>{html.escape(name)}</h2>")
         parts.append(html_table(list(csv.reader(path.with_suffix(".csv").read_text().splitlines()))))
-        notes = [line[2:] for line in path.with_suffix(".md").read_text().splitlines() if line.startswith("- ")]
-        parts.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in notes) + "</ul>")
+        parts.append(notes_list(path.with_suffix(".md")))
         captions = {
             f"samples-{name}": "Same prompt and same noise down each column.",
             f"masks-{name}": "Which tensors each arm freezes.",
             f"losses-{name}": "Fine-tuning loss of the illegal and the legal user.",
+            f"tradeoff-{name}": "What each arm costs the legal user over what it costs the illegal one.",
         }
         for figure, caption in captions.items():
             if (reports / "figures" / f"{figure}.png").is_file():
                 parts.append(f"<h3>{caption}</h3><img src='figures/{figure}.png' alt='{figure}'>")
         for arm in params.arms(name):
-            if (reports / "figures" / f"mask-learning-{name}-{arm}.png").is_file():
-                parts.append(f"<h3>Learning the mask: {arm}</h3>")
-                parts.append(f"<img src='figures/mask-learning-{name}-{arm}.png' alt='mask learning'>")
+            figure = f"mask-learning-{name}-{arm.name}"
+            if (reports / "figures" / f"{figure}.png").is_file():
+                parts.append(f"<h3>Learning the mask: {html.escape(arm.label(params.rho))}</h3>")
+                parts.append(f"<img src='figures/{figure}.png' alt='mask learning'>")
     for file, title in ((NAME, "Is each mask its signal's work?"), (f"{NAME}_blocks", "Masks and signals by block")):
-        rows = list(csv.reader((reports / f"{file}.csv").read_text().splitlines()))
+        rows = list(csv.reader((reports / "tables" / f"{file}.csv").read_text().splitlines()))
         parts.append(f"<h2>{title}</h2>{html_table(rows)}")
-    for study in sorted((reports / "study" / "tables").glob("*/*.csv")):
+    for study in sorted((reports / "study" / "tables").glob("*.csv")):
         rows = list(csv.reader(study.read_text().splitlines()))
-        parts.append(f"<h2>Study: {html.escape(study.parent.name)}, {study.stem}</h2>{html_table(rows)}")
-        if (curves := study.with_name("curves.png")).is_file():
-            parts.append(f"<img src='{curves.relative_to(reports)}' alt='curves over rho and the illegal weight'>")
+        parts.append(f"<h2>Study: {html.escape(study.stem)}</h2>{html_table(rows)}")
+        parts.append(notes_list(study.with_suffix(".md")))
     for domain in params.domains:
         counts = read_json(reports / "data" / domain / "counts.json", f"run `dvc repro survey@{domain}`")
         rejected = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"

@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from freezeasguard.files import write_atomically
+from freezeasguard.data.manifest import read_manifest
+from freezeasguard.data.split import read_split
+from freezeasguard.files import write_atomically, write_json
 from freezeasguard.models.images import blur
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.sides import PARTS
@@ -70,3 +72,13 @@ def contact_sheet(split: pd.DataFrame, raw: Path, path: Path, *, blurred: bool, 
     with write_atomically(path) as temporary:
         sheet.save(temporary, "PNG")
     return path
+
+
+def survey_domain(raw: Path, splits: Path, out: Path, *, blurred: bool) -> dict[str, Any]:
+    """Write counts.json, Figure 15 and the contact sheet of a domain; returns the counts."""
+    table = read_split(splits)
+    counts = count_images(read_manifest(raw), table)
+    class_figure(counts, out / "classes.png")
+    contact_sheet(table, raw, out / "contact.png", blurred=blurred)
+    write_json(out / "counts.json", counts)
+    return counts

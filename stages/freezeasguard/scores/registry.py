@@ -61,17 +61,6 @@ SCORES: dict[str, Score] = by_name(
     ]
 )
 
-_EVERY = ("fd_efficientnet_lite0", "clip_tiny")
-EMBEDDED_SCORES: dict[str, tuple[str, ...]] = {
-    "embedded-figures": ("recogniser", *_EVERY),
-    "embedded-illustrators": ("style_efficientnet_lite0", *_EVERY),
-    "embedded-explicit": ("nudenet_faces", "nudenet_faces_rate", *_EVERY),
-    "embedded-orl": ("dlib", *_EVERY),
-}
-"""What a domain is scored with where params.yaml does not say; the first is the one a table argues with."""
-OTHER_SCORES = _EVERY
-"""Of images of one's own."""
-
 VERDICTS = {"nudenet": ("nudenet", "fid"), "nudenet_faces": ("nudenet_faces", "fd_efficientnet_lite0")}
 """The score that speaks for the classes named illegal, and the one for those named legal, where they differ."""
 

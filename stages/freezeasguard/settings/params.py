@@ -14,8 +14,9 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from freezeasguard.arms import PRETRAINED, Arm
+from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.scores.registry import EMBEDDED_SCORES, OTHER_SCORES, SCORES
+from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.blocks import Block, Positive, PositiveFloat, Ratio, Seed
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.methods import IMMA, UCE
@@ -48,10 +49,16 @@ class Caption(Block):
     """BLIP-2, for images whose source ships no caption (paper, App. C)."""
 
     model: str = "Salesforce/blip2-opt-2.7b"
+    """A folder of `Blip2ForConditionalGeneration` and its processor, or their hub id."""
     revision: str | None = None
-    prompt: str = "a photo of {subject} which shows"
+    """The hub's commit; a folder has none."""
+    prompt: Annotated[str, Field(pattern=r"\{subject\}")] = "a photo of {subject} which shows"
+    """With {subject} where the class's name goes."""
     batch_size: Positive = 16
     max_new_tokens: Positive = 40
+    """Room for a caption; one that does not end in it is taken for a runaway."""
+    checkpoint_images: Positive = 64
+    """A killed run loses at most a batch; a power cut at most this many images (or a batch, if larger)."""
 
 
 class Archive(Block):
@@ -137,16 +144,8 @@ class Crawl(Block):
 class Domain(Block):
     """Where a domain's images come from, and what becomes of them."""
 
-    source: Literal[
-        "embedded-figures",
-        "embedded-illustrators",
-        "embedded-explicit",
-        "embedded-orl",
-        "folder",
-        "hf",
-        "archive",
-        "crawl",
-    ]
+    source: str
+    """A name out of `data.sources.registry`."""
     path: Path | None = None
     """Of a folder source: a folder with a sub-folder a class, or a .csv or .jsonl with path, class, caption."""
     hf: Hub | None = None
@@ -169,7 +168,7 @@ class Domain(Block):
 
     def score_names(self) -> tuple[str, ...]:
         """What images of this domain are scored with, in the order of the table's columns."""
-        return tuple(self.scores) if self.scores else EMBEDDED_SCORES.get(self.source, OTHER_SCORES)
+        return tuple(self.scores) if self.scores else SOURCES[self.source].scores
 
     @model_validator(mode="after")
     def _scores_are_known(self) -> Domain:
@@ -179,7 +178,9 @@ class Domain(Block):
 
     @model_validator(mode="after")
     def _source_is_described(self) -> Domain:
-        needed = {"folder": "path", "hf": "hf", "archive": "archive", "crawl": "crawl"}.get(self.source)
+        if self.source not in SOURCES:
+            raise ValueError(f"source is {self.source!r}; choose from {', '.join(SOURCES)}")
+        needed = SOURCES[self.source].needs
         if needed and getattr(self, needed) is None:
             raise ValueError(f"source is {self.source}, so {needed} must be given")
         return self

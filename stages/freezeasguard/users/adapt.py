@@ -1,8 +1,9 @@
-"""Users fine-tune: the simulated ones who give theta_ft, and the real ones after protection."""
+"""The users after protection: each side's fine-tunes the model of one arm, on its adaptation half."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,42 +11,44 @@ import torch
 from safetensors.torch import save_file
 
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, stored_tensors
+from freezeasguard.models.batches import fixed_noise_loss
+from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash, stored_tensors
 from freezeasguard.models.granularity import mask_digest
 from freezeasguard.models.latents import CaseData, LatentSet
-from freezeasguard.models.protected import Protected, load_tensors, read_protected
-from freezeasguard.settings.params import Finetuning, Params
-from freezeasguard.sides import FINETUNED_SIDES, SIDES
-from freezeasguard.users.training import (
-    Checkpoint,
-    FinetuneConfig,
-    changed_tensors,
-    finetune,
-    finetune_identity,
-    fixed_noise_loss,
-)
-from freezeasguard.workers import resolve_device, run_side_by_side
+from freezeasguard.models.protected import Protected, read_protected
+from freezeasguard.settings.resolve import AdaptSettings
+from freezeasguard.settings.users import Finetuning
+from freezeasguard.sides import SIDES
+from freezeasguard.users.registry import attacker
+from freezeasguard.users.training import Checkpoint, changed_tensors
+from freezeasguard.workers import run_side_by_side
 
 CHECKPOINTS = Path("data/checkpoints")
 
 
-def finetune_config(block: Finetuning) -> FinetuneConfig:
-    return FinetuneConfig(**block.model_dump(exclude={"users"}))
+def run_identity(
+    settings: Finetuning, *, seed: int, tensors: str, schedule: NoiseSchedule, protected: Protected, data: LatentSet
+) -> dict[str, Any]:
+    """All that a user's run depends on: a checkpoint is taken up again where every entry agrees, and nowhere else.
+
+    Args:
+        tensors: the hash of the published UNet (see `model_hash`).
+    """
+    return {
+        "settings": settings.model_dump(exclude={"checkpoint_steps"}),
+        "seed": seed,
+        "model": tensors,
+        "schedule": [schedule.prediction_type, _digest(schedule.alphas_cumprod)],
+        "edited": model_hash(protected.edited),
+        "mask": mask_digest(protected.frozen, protected.frozen_units, protected.granularity),
+        "data": [_digest(data.latents), _digest(data.text)],
+        "torch": torch.__version__,
+    }
 
 
-def train_user(
-    unet: torch.nn.Module,
-    protected: Protected,
-    schedule: NoiseSchedule,
-    data: LatentSet,
-    config: FinetuneConfig,
-    device: str,
-    **how: Any,
-) -> list[float]:
-    """Fine-tune the published UNet in place, as a user of the protected model does; `how` as in `finetune`."""
-    load_tensors(unet, protected.edited)
-    mask = {"frozen": protected.frozen, "frozen_units": protected.frozen_units, "granularity": protected.granularity}
-    return finetune(unet.to(device), schedule, data, config, **mask, **how)
+def _digest(tensor: torch.Tensor) -> str:
+    content = tensor.detach().cpu().contiguous()
+    return hashlib.sha256(f"{content.dtype}{tuple(content.shape)}".encode() + content.numpy().tobytes()).hexdigest()
 
 
 def adapt_and_save(
@@ -53,7 +56,7 @@ def adapt_and_save(
     model: Path,
     protected_folder: Path | None,
     data: LatentSet,
-    config: FinetuneConfig,
+    settings: Finetuning,
     out: Path,
     *,
     seed: int,
@@ -61,70 +64,57 @@ def adapt_and_save(
     checkpoint_name: str,
 ) -> None:
     """Fine-tune the model as protected and write `name`.safetensors (changed tensors) and `name`.json."""
+    published = stored_tensors(model)
     unet = load_unet(model)
     protected = read_protected(protected_folder, unet) if protected_folder else Protected("full")
     schedule = NoiseSchedule.of(load_scheduler(model))
-    mask = mask_digest(protected.frozen, protected.frozen_units, protected.granularity)
-    identity = finetune_identity(config, seed=seed, mask=mask, data=_fingerprint(data))
-    checkpoint = Checkpoint(CHECKPOINTS / f"{checkpoint_name}.pt", identity)
+    who = {"seed": seed, "tensors": model_hash(published), "schedule": schedule, "protected": protected, "data": data}
+    checkpoint = Checkpoint(CHECKPOINTS / f"{checkpoint_name}.pt", run_identity(settings, **who))
     how = {"checkpoint": checkpoint, "description": f"fine-tuning {checkpoint_name}"}
+    attack = attacker(getattr(settings, "attacker", "compliant"))
     generator = torch.Generator().manual_seed(seed)
-    losses = train_user(unet, protected, schedule, data, config, device, generator=generator, **how)
+    losses = attack(unet, protected, schedule, data, settings, device, generator=generator, **how)
     # Seeded apart from training, and alike for every arm.
     fixed = fixed_noise_loss(unet, schedule, data, torch.Generator().manual_seed(seed + 1))
     # Changes are told from the weights as published: an edited tensor counts as changed.
-    changed = changed_tensors(unet.to("cpu"), stored_tensors(model))
+    changed = changed_tensors(unet.to("cpu"), published)
     save_file(changed, out / f"{name}.safetensors")
     record = {"losses": losses, "fixed_noise_loss": fixed, "n_changed": len(changed), "n_images": len(data)}
     write_json(out / f"{name}.json", record)
     checkpoint.clear()
 
 
-def _fingerprint(data: LatentSet) -> list[float]:
-    """Cheap, and enough to refuse a checkpoint of other data."""
-    return [len(data), float(data.latents.double().sum()), float(data.text.double().sum())]
-
-
-def relearn_case(params: Params, case: str, model: Path, data: CaseData, out: Path) -> None:
-    """theta_ft of Algorithm 1: full fine-tuning on the mask-learning halves, jointly or one user a side."""
-    names = ["joint"] if params.relearn.users == "joint" else list(SIDES)
-    sets: dict[str, LatentSet] = {}
-    for name in names:
-        parts = [data.select(side, ["mask_learning"]) for side in FINETUNED_SIDES[name]]
-        sets[name] = parts[0] if len(parts) == 1 else parts[0].join(parts[1])
-    _run(params, model, None, sets, params.relearn, out, f"{case}-relearn")
-
-
-def adapt_cell(params: Params, case: str, arm: str, model: Path, protected: Path, data: CaseData, out: Path) -> None:
+def adapt_cell(
+    settings: AdaptSettings,
+    model: Path,
+    protected: Path,
+    data: CaseData,
+    out: Path,
+    label: str,
+    device: str,
+    workers: int,
+) -> None:
     """The illegal and the legal user of a cell, each on the adaptation half of its side."""
     sets = {side: data.select(side, ["adaptation"]) for side in SIDES}
-    block = params.adapt_block(case, arm)
-    _run(params, model, protected, sets, block, out, f"{case}-{arm}")
+    train_users(settings.finetuning, settings.seed, model, protected, sets, out, label, device, workers)
 
 
-def _run(
-    params: Params,
+def train_users(
+    settings: Finetuning,
+    seed: int,
     model: Path,
     protected: Path | None,
     sets: Mapping[str, LatentSet],
-    block: Finetuning,
     out: Path,
     label: str,
+    device: str,
+    workers: int,
 ) -> None:
-    device = resolve_device(params.device)
+    """One user a set, side by side on a CPU; each leaves `out`/NAME.safetensors and .json."""
     with folder_atomically(out) as temporary:
 
-        def task(name: str) -> Any:
-            return lambda: adapt_and_save(
-                name,
-                model,
-                protected,
-                sets[name],
-                finetune_config(block),
-                temporary,
-                seed=params.seed,
-                device=device,
-                checkpoint_name=f"{label}-{name}",
-            )
+        def task(name: str) -> Callable[[], None]:
+            own = {"seed": seed, "device": device, "checkpoint_name": f"{label}-{name}"}
+            return lambda: adapt_and_save(name, model, protected, sets[name], settings, temporary, **own)
 
-        run_side_by_side({name: task(name) for name in sets}, params.workers, device)
+        run_side_by_side({name: task(name) for name in sets}, workers, device)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,22 +12,11 @@ from tqdm.auto import tqdm
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
-from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, draw_noise, named_tensors
+from freezeasguard.models.batches import drawn_loss
+from freezeasguard.models.diffusion import NoiseSchedule, named_tensors
 from freezeasguard.models.freezing import Frozen
 from freezeasguard.models.latents import LatentSet
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """AdamW at a constant rate, as the paper's users train (paper, App. E)."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    weight_decay: float = 1e-2
-    max_grad_norm: float = 1.0
-    flip: bool = True
-    checkpoint_steps: int = 50
+from freezeasguard.settings.users import Finetuning
 
 
 class Checkpoint:
@@ -58,68 +46,6 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
 
-class Batch(NamedTuple):
-    """What a denoising loss is taken at, in the order in which `denoising_loss` asks for it."""
-
-    latents: Tensor
-    text: Tensor
-    timesteps: Tensor
-    noise: Tensor
-
-
-def draw_batch(
-    sets: Sequence[LatentSet],
-    n: int,
-    schedule: NoiseSchedule,
-    generator: torch.Generator,
-    device: torch.device,
-    *,
-    flip: bool = True,
-    like: Batch | None = None,
-) -> Batch:
-    """n images of each set, one set after the other, with timesteps and noise; drawn on the CPU.
-
-    Args:
-        like: a batch of the same size, whose timesteps and noise are used again instead of drawing new ones.
-    """
-    drawn = [data.sample(n, generator, flip=flip) for data in sets]
-    latents, text = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-    timesteps, noise = like[2:] if like else draw_noise(latents, schedule.n_timesteps, generator)
-    return Batch(*(x.to(device) for x in (latents, text, timesteps, noise)))
-
-
-def drawn_loss(
-    unet: torch.nn.Module,
-    schedule: NoiseSchedule,
-    data: LatentSet,
-    batch_size: int,
-    generator: torch.Generator,
-    *,
-    flip: bool = True,
-) -> Tensor:
-    """The mean denoising loss of a drawn batch at drawn timesteps and noise."""
-    device = next(unet.parameters()).device
-    batch = draw_batch([data], batch_size, schedule, generator, device, flip=flip)
-    return denoising_loss(unet, schedule, *batch).mean()
-
-
-@torch.no_grad()
-def fixed_noise_loss(
-    unet: torch.nn.Module, schedule: NoiseSchedule, data: LatentSet, generator: torch.Generator, n: int = 128
-) -> float:
-    """The mean denoising loss at `n` draws of image, timestep and noise that depend on the generator alone.
-
-    Timesteps are stratified, one a stratum, so that two models differ by themselves and not by their draw.
-    """
-    device = next(unet.parameters()).device
-    latents, text = data.sample(n, generator, flip=False)
-    noise = torch.randn(latents.shape, generator=generator)
-    timesteps = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * schedule.n_timesteps).long()
-    parts = [x.to(device).split(32) for x in (latents, text, timesteps, noise)]
-    losses = [denoising_loss(unet, schedule, *batch) for batch in zip(*parts, strict=True)]
-    return float(torch.cat(losses).mean())
-
-
 def optimizer_step(
     loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_grad_norm: float
 ) -> None:
@@ -134,7 +60,7 @@ def finetune(
     unet: torch.nn.Module,
     schedule: NoiseSchedule,
     data: LatentSet,
-    config: FinetuneConfig,
+    config: Finetuning,
     *,
     frozen: Collection[str] = (),
     frozen_units: Mapping[str, Tensor] | None = None,
@@ -162,7 +88,7 @@ def _train(
     unet: torch.nn.Module,
     schedule: NoiseSchedule,
     data: LatentSet,
-    config: FinetuneConfig,
+    config: Finetuning,
     held: Frozen,
     generator: torch.Generator,
     checkpoint: Checkpoint | None,
@@ -212,8 +138,3 @@ def changed_tensors(unet: torch.nn.Module, before: Mapping[str, Tensor]) -> dict
         for name, tensor in sorted(named_tensors(unet).items())
         if not torch.equal(tensor.detach(), before[name].to(tensor.dtype))
     }
-
-
-def finetune_identity(config: FinetuneConfig, **inputs: Any) -> dict[str, Any]:
-    """What must agree before a checkpoint is taken up again."""
-    return {**asdict(config), **inputs}

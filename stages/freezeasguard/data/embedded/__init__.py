@@ -1,0 +1,1 @@
+"""Images that packages draw or ship: people, illustrators, logos, photographs of faces."""

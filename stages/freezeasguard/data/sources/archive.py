@@ -1,0 +1,42 @@
+"""A zip of class folders, by path or by URL with its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from freezeasguard.data.sources.base import IMAGE_SUFFIXES, Item
+from freezeasguard.data.sources.folder import read_class_folders, read_listing
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Domain
+
+
+def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
+    """A zip of class folders, unpacked safely; with a captions.csv or metadata.jsonl inside it, that listing."""
+    from freezeasguard.data.download import Limits, fetch_to_file, unpack_zip, verify_sha256
+
+    config = domain.archive
+    assert config is not None
+    path = config.path or downloads / "archive.zip"
+    if config.url is not None and not path.is_file():
+        fetch_to_file(config.url, path, Limits(config.max_bytes, config.timeout_s, config.allow_private))
+    if not path.is_file():
+        raise FreezeAsGuardError(f"{path} is missing; set archive.path to the zip, or archive.url to fetch it")
+    if config.sha256 is not None:
+        verify_sha256(path, config.sha256)
+    unpacked = downloads / "unpacked"
+    unpack_zip(path, unpacked, max_bytes=config.max_unpacked_bytes)
+    licence = "as the archive's publisher states"
+    for listing in ("captions.csv", "metadata.jsonl"):
+        for found in sorted(unpacked.rglob(listing)):
+            yield from read_listing(found, licence)
+            return
+    root = unpacked
+    while (inner := _only_folder(root)) and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in inner.iterdir()):
+        root = inner  # archives often wrap everything in one folder
+    yield from read_class_folders(root, licence)
+
+
+def _only_folder(root: Path) -> Path | None:
+    entries = [p for p in root.iterdir() if not p.name.startswith((".", "__"))]
+    return entries[0] if len(entries) == 1 and entries[0].is_dir() else None

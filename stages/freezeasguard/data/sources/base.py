@@ -1,0 +1,39 @@
+"""What every source yields: an image, its class, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+STYLES_PACKAGE = "dicebear-styles==10.6.0"
+
+
+@dataclass(frozen=True)
+class Item:
+    class_name: str
+    """A folder name: "mira-tovena"."""
+    subject: str
+    """How captions call the class: "Mira Tovena"."""
+    image: Image.Image | bytes | Path | None
+    """None where there is nothing to read; `status` then says why."""
+    source: str
+    licence: str
+    caption: str = ""
+    page: str = ""
+    robots: str = ""
+    time: str = ""
+    status: str = "ok"
+
+
+def slug(text: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def spoken(name: str) -> str:
+    """A class's name as captions say it: "jane_doe" -> "Jane Doe"."""
+    return name.replace("_", " ").replace("-", " ").title()

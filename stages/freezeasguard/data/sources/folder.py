@@ -1,0 +1,55 @@
+"""A user's own images: a sub-folder a class, or a listing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from freezeasguard.data.sources.base import IMAGE_SUFFIXES, Item, slug, spoken
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Domain
+
+
+def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
+    """A user's own images: a sub-folder a class, or a listing with path, class and caption."""
+    assert domain.path is not None
+    yield from (read_listing if domain.path.suffix in (".csv", ".jsonl") else read_class_folders)(domain.path)
+
+
+def read_class_folders(root: Path, licence: str = "the user's own") -> Iterator[Item]:
+    """One class a sub-folder of `root`, named as its subject."""
+    classes = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    if not classes:
+        raise FreezeAsGuardError(f"{root} has no sub-folders with images; make one a class, named as its subject")
+    for folder_ in classes:
+        paths = sorted(p for p in folder_.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not paths:
+            raise FreezeAsGuardError(f"{folder_} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        for path in paths:
+            yield Item(slug(folder_.name), spoken(folder_.name), path, str(path), licence)
+
+
+def read_listing(path: Path, licence: str = "the user's own") -> Iterator[Item]:
+    """A row an image: path (relative to the listing), class, and where there are some subject and caption."""
+    if not path.is_file():
+        raise FreezeAsGuardError(f"{path} is missing; it should list path, class and caption")
+    try:
+        table = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_csv(path, keep_default_na=False)
+    except ValueError as error:
+        raise FreezeAsGuardError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    if missing := sorted({"path", "class"} - set(table.columns)):
+        raise FreezeAsGuardError(f"{path} has no column {missing[0]!r}; it needs path and class, and may have caption")
+    for row in table.fillna("").astype(str).to_dict("records"):
+        file = path.parent / row["path"]
+        known = file.is_file()
+        yield Item(
+            slug(row["class"]),
+            row.get("subject") or spoken(row["class"]),
+            file if known else None,
+            str(file),
+            row.get("licence") or licence,
+            row.get("caption", ""),
+            status="ok" if known else "missing file",
+        )

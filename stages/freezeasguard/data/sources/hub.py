@@ -1,0 +1,41 @@
+"""A data set of the Hugging Face hub, or a local one of its layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from freezeasguard.data.sources.base import Item, slug, spoken
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.params import Domain
+
+
+def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
+    """A data set through `datasets`, by pinned revision."""
+    import datasets
+
+    config = domain.hf
+    assert config is not None
+    try:
+        loaded = datasets.load_dataset(config.repo, revision=config.revision, split=config.split)
+    except Exception as error:  # the hub's, the builder's and the network's errors have no common class
+        raise FreezeAsGuardError(
+            f"cannot load {config.repo} (revision {config.revision}, split {config.split}): {error}. "
+            "Download it elsewhere and set hf.repo to its folder"
+        ) from error
+    wanted = [c for c in (config.image_column, config.caption_column, config.class_column) if c]
+    if missing := [column for column in wanted if column not in loaded.column_names]:
+        raise FreezeAsGuardError(f"{config.repo} has no column {missing[0]!r}; it has {', '.join(loaded.column_names)}")
+    loaded = loaded.cast_column(config.image_column, datasets.Image(decode=False))
+    labels = loaded.features[config.class_column] if config.class_column else None
+    for number, row in enumerate(loaded):
+        if config.max_images is not None and number >= config.max_images:
+            return
+        name = config.class_name or row[config.class_column]
+        if isinstance(labels, datasets.ClassLabel):
+            name = labels.int2str(name)
+        stored = row[config.image_column]
+        content = stored["bytes"] if stored["bytes"] is not None else Path(stored["path"])
+        caption = str(row[config.caption_column] or "") if config.caption_column else ""
+        source = f"{config.repo}@{config.revision or 'local'}#{number}"
+        yield Item(slug(str(name)), spoken(str(name)), content, source, config.licence, caption)

@@ -1,0 +1,74 @@
+"""Batches of encoded images with their timesteps and noise, and losses at them: what every trainer draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, draw_noise
+from freezeasguard.models.latents import LatentSet
+
+
+class Batch(NamedTuple):
+    """What a denoising loss is taken at, in the order in which `denoising_loss` asks for it."""
+
+    latents: Tensor
+    text: Tensor
+    timesteps: Tensor
+    noise: Tensor
+
+
+def draw_batch(
+    sets: Sequence[LatentSet],
+    n: int,
+    schedule: NoiseSchedule,
+    generator: torch.Generator,
+    device: torch.device,
+    *,
+    flip: bool = True,
+    like: Batch | None = None,
+) -> Batch:
+    """n images of each set, one set after the other, with timesteps and noise; drawn on the CPU.
+
+    Args:
+        like: a batch of the same size, whose timesteps and noise are used again instead of drawing new ones.
+    """
+    drawn = [data.sample(n, generator, flip=flip) for data in sets]
+    latents, text = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    timesteps, noise = like[2:] if like else draw_noise(latents, schedule.n_timesteps, generator)
+    return Batch(*(x.to(device) for x in (latents, text, timesteps, noise)))
+
+
+def drawn_loss(
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    batch_size: int,
+    generator: torch.Generator,
+    *,
+    flip: bool = True,
+) -> Tensor:
+    """The mean denoising loss of a drawn batch at drawn timesteps and noise."""
+    device = next(unet.parameters()).device
+    batch = draw_batch([data], batch_size, schedule, generator, device, flip=flip)
+    return denoising_loss(unet, schedule, *batch).mean()
+
+
+@torch.no_grad()
+def fixed_noise_loss(
+    unet: torch.nn.Module, schedule: NoiseSchedule, data: LatentSet, generator: torch.Generator, n: int = 128
+) -> float:
+    """The mean denoising loss at `n` draws of image, timestep and noise that depend on the generator alone.
+
+    Timesteps are stratified, one a stratum, so that two models differ by themselves and not by their draw.
+    """
+    device = next(unet.parameters()).device
+    latents, text = data.sample(n, generator, flip=False)
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * schedule.n_timesteps).long()
+    parts = [x.to(device).split(32) for x in (latents, text, timesteps, noise)]
+    losses = [denoising_loss(unet, schedule, *batch) for batch in zip(*parts, strict=True)]
+    return float(torch.cat(losses).mean())

@@ -1,0 +1,60 @@
+"""Protect a model: what a method is given, and the one way in which its outcome is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freezeasguard.arms import Arm
+from freezeasguard.settings.resolve import ProtectSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from freezeasguard.models.latents import CaseData
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What any method may look at, so that the stage `protect` knows none of them by name.
+
+    Folders are read when a method asks for them: a blind one never opens the latents.
+    """
+
+    settings: ProtectSettings
+    model: Path
+    """diffusers folder of the published model."""
+    latents: Path
+    finetuned: Path
+    """theta_ft, as `relearn` wrote it."""
+    device: str = "cpu"
+    workers: int = 1
+    """Processes side by side on a CPU; results do not depend on it."""
+
+    @property
+    def arm(self) -> Arm:
+        return Arm.parse(self.settings.arm)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The published UNet's tensors by name, without loading diffusers."""
+        from freezeasguard.models.diffusion import stored_tensors
+
+        return stored_tensors(self.model)
+
+    @cached_property
+    def data(self) -> CaseData:
+        from freezeasguard.models.latents import CaseData
+
+        return CaseData.load(self.latents)
+
+
+def protect_case(inputs: Inputs, out: Path) -> None:
+    """Fill the protected-model folder `out` by the arm's method (see `models.protected`)."""
+    from freezeasguard.models.protected import write_for
+
+    method = import_module(inputs.arm.kind.import_path)
+    write_for(inputs.tensors, out, method.protect(inputs))

@@ -1,0 +1,23 @@
+"""theta_ft of Algorithm 1: the simulated users fine-tune the plain model fully, before any mask."""
+
+from __future__ import annotations
+
+from functools import reduce
+from pathlib import Path
+
+from freezeasguard.models.latents import CaseData, LatentSet
+from freezeasguard.settings.resolve import RelearnSettings
+from freezeasguard.sides import FINETUNED_SIDES, SIDES
+from freezeasguard.users.adapt import train_users
+
+
+def relearn_case(
+    settings: RelearnSettings, model: Path, data: CaseData, out: Path, label: str, device: str, workers: int
+) -> None:
+    """On the mask-learning halves, jointly or one user a side, as the masks' preset simulates them."""
+    names = ["joint"] if settings.users == "joint" else list(SIDES)
+    sets = {
+        name: reduce(LatentSet.join, [data.select(side, ["mask_learning"]) for side in FINETUNED_SIDES[name]])
+        for name in names
+    }
+    train_users(settings.finetuning, settings.seed, model, None, sets, out, label, device, workers)

@@ -1,0 +1,143 @@
+"""The figures: which prompts the sample grid shows and where, what is blurred, and what `dvc plots` reads."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from freezeasguard.reports.figures import sample_grid, write_figures
+from freezeasguard.reports.report import write_report
+from freezeasguard.reports.survey import contact_sheet
+from freezeasguard.reports.tables import write_tables
+from freezeasguard.settings.params import Params
+from reported import N_IMAGES, shade, smoke, write_cells, write_image
+from test_tables import write_golden_scores
+
+LEFT, TOP, TILE, GAP = 165, 44, 96, 10
+MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
+
+
+def test_a_side_of_few_classes_shows_several_of_its_prompts(tmp_path: Path) -> None:
+    params = smoke()
+    (case,) = params.cases
+    rows = []
+    for side, names in {"illegal": "a", "legal": "bc"}.items():
+        for number in range(4):
+            name = names[number % len(names)]
+            rows.append(
+                {
+                    "side": side, "class": name, "subject": name, "part": "adaptation", "image": 0,
+                    "path": f"{side}-{number}.png", "file": f"{side}-{number}.png",
+                }
+            )  # fmt: skip
+    table = pd.DataFrame(rows)
+    colors = {row["file"]: (20 + 25 * index, 0, 200) for index, row in enumerate(rows)}
+    for folder in (tmp_path / "raw", *(tmp_path / arm.name for arm in params.arms(case))):
+        folder.mkdir()
+        table.to_csv(folder / "index.csv", index=False)
+        for file, color in colors.items():
+            Image.new("RGB", (8, 8), color).save(folder / file)
+    path = sample_grid(params, case, tmp_path, tmp_path / "raw", tmp_path / "grid.png", columns=3)
+    # Class a alone gives three; b and c take turns, and stand together: b, b, c.
+    expected = ["illegal-0", "illegal-1", "illegal-2", "legal-0", "legal-2", "legal-1"]
+    with Image.open(path) as sheet:
+        assert sheet.width == LEFT + 6 * TILE + GAP
+        for line in range(1 + len(params.arms(case))):
+            for column, name in enumerate(expected):
+                x = LEFT + column * TILE + (GAP if column >= 3 else 0) + TILE // 2
+                assert sheet.getpixel((x, TOP + line * TILE + TILE // 2)) == colors[f"{name}.png"]
+
+
+def edge(tile: Image.Image) -> int:
+    """The largest step of red between neighbours in a row: of a picture with a sharp edge it is that edge."""
+    red = np.asarray(tile)[:, :, 0].astype(int)
+    return int(np.abs(np.diff(red, axis=1)).max())
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_the_sample_grid_blurs_what_is_explicit_and_nothing_else(tmp_path: Path, explicit: bool) -> None:
+    params = smoke(explicit=explicit)
+    write_cells(params, tmp_path)
+    raw = tmp_path / "data/raw/portraits"
+    path = sample_grid(params, "portraits", tmp_path / "data/images/portraits", raw, tmp_path / "grid.png")
+    n_arms = len(params.arms("portraits"))
+    with Image.open(path) as sheet:
+        for line in range(n_arms + 1):
+            for column in range(2 * N_IMAGES):
+                x, y = LEFT + column * TILE + (GAP if column >= N_IMAGES else 0), TOP + line * TILE
+                found = edge(sheet.crop((x + 2, y + 2, x + TILE - 6, y + TILE - 6)))
+                row = 9 if line == 0 else line - 1  # the first line shows the training images
+                sharp = abs(255 - 2 * shade(row, column >= N_IMAGES, 0)[0])
+                assert found < 0.1 * sharp if explicit else found > 0.3 * sharp, (line, column)
+
+
+@pytest.mark.parametrize("blurred", [False, True])
+def test_the_contact_sheet_blurs_what_is_explicit_and_nothing_else(tmp_path: Path, blurred: bool) -> None:
+    for i in range(2):
+        write_image(tmp_path / f"{i}.png", (10, 20, 30))
+    split = pd.DataFrame({"class": ["a", "a"], "path": ["0.png", "1.png"]})
+    with Image.open(contact_sheet(split, tmp_path, tmp_path / "sheet.png", blurred=blurred)) as sheet:
+        for column in range(2):
+            found = edge(sheet.crop((150 + 72 * column + 1, 4, 150 + 72 * column + 66, 68)))
+            assert found < 30 if blurred else found > 90
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Path]:
+    root, params = tmp_path_factory.mktemp("whole"), smoke()
+    write_cells(params, root)
+    write_golden_scores(params, root / "reports")
+    write_tables(params, root / "reports", root / "data")
+    write_figures(params, root / "data", root / "reports", {"portraits": MODEL})
+    return params, root
+
+
+def test_every_case_has_its_figures_and_plots(whole: tuple[Params, Path]) -> None:
+    _, root = whole
+    figures = {path.name for path in (root / "reports/figures").iterdir()}
+    names = ("masks-{}", "losses-{}", "mask-learning-{}-freezeasguard", "tradeoff-{}", "samples-{}")
+    assert figures == {f"{name.format('portraits')}.png" for name in names}
+    with (root / "reports/plots/losses-portraits.csv").open(newline="") as file:
+        header, *steps = csv.reader(file)
+    # the pretrained model's user and the eraser's gate do not train
+    assert header[:3] == ["step", "full illegal", "full legal"] and len(header) == 1 + 2 * 5
+    assert [row[0] for row in steps] == ["0", "1", "2", "3"]
+    assert [float(row[1]) for row in steps[:2]] == pytest.approx([1.0, 0.75])  # the mean so far
+    assert float(steps[0][2]) == pytest.approx(1.1)
+
+
+def test_tradeoff_points_keep_their_sides(whole: tuple[Params, Path]) -> None:
+    _, root = whole
+    with (root / "reports/plots/tradeoff.csv").open(newline="") as file:
+        points = {row["arm"]: row for row in csv.DictReader(file)}
+    # the golden scores keep as much on both sides; those of `write_cells` do not
+    assert points["full"]["kept_illegal"] == "0.8"
+    from freezeasguard.reports.figures import tradeoff_rows
+    from freezeasguard.reports.measures import CaseScores
+
+    params, _ = whole
+    write_cells(params, root / "other")
+    rows = {row[1]: row[2:] for row in tradeoff_rows(CaseScores(params, "portraits", root / "other/reports"))}
+    assert rows["freezeasguard"] == ["0.5", "0.47"] and rows["pretrained"] == ["0", "0"]
+
+
+def test_the_page_shows_tables_figures_and_the_study(whole: tuple[Params, Path]) -> None:
+    params, root = whole
+    reports = root / "reports"
+    counts = '{"in": 3, "kept": 2, "rejected": {"unreadable": 1}}'
+    for domain in params.domains:
+        (reports / "data" / domain).mkdir(parents=True, exist_ok=True)
+        (reports / "data" / domain / "counts.json").write_text(counts)
+    without = write_report(params, reports).read_text()
+    assert "tradeoff-portraits.png" in without and "mask-learning-portraits-freezeasguard.png" in without
+    assert "Recogniser distance" in without and "unreadable" in without and "Study:" not in without
+    (reports / "study/tables").mkdir(parents=True)
+    (reports / "study/tables/study-portraits.csv").write_text("Mask,n\nFG-30%,3\n")
+    (reports / "study/tables/study-portraits.md").write_text("- A note <of> it.\n")
+    page = write_report(params, reports).read_text()
+    assert "Study: study-portraits" in page and "A note &lt;of&gt; it." in page
