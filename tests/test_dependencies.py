@@ -74,8 +74,9 @@ def closure(starts: list[Path], exempt: tuple[str, ...]) -> set[str]:
 
 def exempt(stage: str) -> tuple[str, ...]:
     if stage == "settings":
-        return ("no exemption",)
-    return (SETTINGS, *(NAMES if stage in NAMES_ALONE else ()))
+        return (NETWORKS,)
+    names, networks = NAMES if stage in NAMES_ALONE else (), (NETWORKS,) if stage in NO_NETWORKS else ()
+    return (SETTINGS, *names, *networks)
 
 
 def code_deps(stage: str) -> list[str]:

@@ -36,7 +36,8 @@ from freezeasguard.scores.scoring import (
     score_arm,
 )
 from freezeasguard.scores.statistics import resample_clusters
-from freezeasguard.settings.params import Domain, Score, parse_params, profile_text
+from freezeasguard.settings.params import Domain, Score, parse_params
+from freezeasguard.settings.profiles import profile_text
 
 CONFIG = Score(bootstrap_resamples=20)
 ROOT = Path(__file__).parent.parent
