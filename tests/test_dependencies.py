@@ -33,6 +33,9 @@ SETTINGS = "stages/freezeasguard/settings"
 NAMES = ("stages/freezeasguard/arms.py", "stages/freezeasguard/protections/registry.py")
 """What an arm is called, and where its code lies. Its stage reads no label or colour: those are for the reports."""
 NAMES_ALONE = ("protect", "adapt", "reference", "score")
+NETWORKS = "stages/freezeasguard/scores/networks"
+"""Behind the scores, of which these stages read the names and labels: a network is imported to compute, there alone."""
+NO_NETWORKS = ("tables", "figures", "report", "track")
 
 
 @cache
