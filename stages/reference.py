@@ -1,9 +1,8 @@
 """Features of a case's real images, and what the scores read on them: the calibration lines."""
 
-from freezeasguard.scores.reference import reference_case
-
 from freezeasguard.commands import DATA, REPORTS, SCORERS, Case, Domain, machine, run
 from freezeasguard.models.latents import CaseData
+from freezeasguard.scores.reference import reference_case
 from freezeasguard.settings.resolve import ReferenceSettings, read_settings
 
 

@@ -1,9 +1,8 @@
 """Score the images of a case's arms: a row an image, each score with its interval, and the arms compared."""
 
-from freezeasguard.scores.score import score_case
-
 from freezeasguard.commands import DATA, REPORTS, SCORERS, Case, Domain, machine, run
 from freezeasguard.models.latents import CaseData
+from freezeasguard.scores.score import score_case
 from freezeasguard.settings.resolve import ScoreSettings, read_settings
 
 

@@ -33,6 +33,9 @@ SETTINGS = "stages/freezeasguard/settings"
 NAMES = ("stages/freezeasguard/arms.py", "stages/freezeasguard/protections/registry.py")
 """What an arm is called, and where its code lies. Its stage reads no label or colour: those are for the reports."""
 NAMES_ALONE = ("protect", "adapt", "reference", "score")
+NETWORKS = "stages/freezeasguard/scores/networks"
+"""Behind the scores, of which these stages read the names and labels: a network is imported to compute, there alone."""
+NO_NETWORKS = ("tables", "figures", "report", "track")
 
 
 @cache
@@ -74,8 +77,9 @@ def closure(starts: list[Path], exempt: tuple[str, ...]) -> set[str]:
 
 def exempt(stage: str) -> tuple[str, ...]:
     if stage == "settings":
-        return ("no exemption",)
-    return (SETTINGS, *(NAMES if stage in NAMES_ALONE else ()))
+        return (NETWORKS,)
+    names, networks = NAMES if stage in NAMES_ALONE else (), (NETWORKS,) if stage in NO_NETWORKS else ()
+    return (SETTINGS, *names, *networks)
 
 
 def code_deps(stage: str) -> list[str]:

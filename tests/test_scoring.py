@@ -18,26 +18,26 @@ from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.images import read_images
 from freezeasguard.models.latents import CaseData
+from freezeasguard.scores.base import Features
+from freezeasguard.scores.calibration import calibration
 from freezeasguard.scores.comparisons import holm, paired_differences
+from freezeasguard.scores.extractors import Extractors, extract
+from freezeasguard.scores.kept import kept_share
 from freezeasguard.scores.networks.efficientnet import pooled_and_statistics
 from freezeasguard.scores.networks.frechet import frechet_distance
 from freezeasguard.scores.networks.style import StyleFeatures
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.scores.scoring import (
-    Extractors,
-    Features,
     Reference,
     ScoredImages,
-    calibration,
     compare_arms,
     compared_arms,
-    extract,
     kept_losses,
-    kept_share,
     score_arm,
 )
 from freezeasguard.scores.statistics import resample_clusters
-from freezeasguard.settings.params import Domain, Score, parse_params, profile_text
+from freezeasguard.settings.params import Domain, Score, parse_params
+from freezeasguard.settings.profiles import profile_text
 
 CONFIG = Score(bootstrap_resamples=20)
 ROOT = Path(__file__).parent.parent
@@ -199,7 +199,7 @@ def test_features_do_not_depend_on_the_chunk(tmp_path: Path, monkeypatch: pytest
         Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
     names = ["recogniser", "style_efficientnet_lite0", "fd_efficientnet_lite0"]
     whole = extract(paths, names, extractors())
-    monkeypatch.setattr("freezeasguard.scores.scoring.CHUNK", 2)
+    monkeypatch.setattr("freezeasguard.scores.extractors.CHUNK", 2)
     pieces = extract(paths, names, extractors())
     assert whole.keys() == pieces.keys() == {"recogniser", "efficientnet"}
     for name, features in whole.items():
@@ -228,9 +228,9 @@ def test_one_pass_of_efficientnet_serves_both_stand_ins(tmp_path: Path, monkeypa
 
 def test_the_papers_scores_ask_for_their_files() -> None:
     with pytest.raises(FreezeAsGuardError, match=r"score\.csd_weights is null"):
-        extractors()["csd"]
+        extractors().of(SCORES["csd"])
     with pytest.raises(FreezeAsGuardError, match=r"score\.inception_weights is null"):
-        extractors()["inception"]
+        extractors().of(SCORES["fid"])
 
 
 def test_domains_have_scores_and_unknown_ones_are_told() -> None:

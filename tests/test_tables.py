@@ -12,9 +12,9 @@ import pytest
 from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
-from freezeasguard.reports.measures import side_score
 from freezeasguard.reports.summary import COLUMNS, cell_rows, headline_metrics, write_summary
 from freezeasguard.reports.tables import paper_value, paper_values, table_rows, write_tables
+from freezeasguard.scores.registry import side_score
 from freezeasguard.scores.scoring import compared_arms
 from freezeasguard.settings.params import Params, parse_params
 from freezeasguard.settings.profiles import profile_text

@@ -78,7 +78,6 @@ def test_topiq_gets_distorted_then_reference_in_unit_range(
     torch.testing.assert_close(scores, expected)
     assert recorder.batches == [2, 2, 1]
     assert asked["name"] == "topiq_fr-pipal"
-    assert not Topiq.lower_is_better
 
 
 def test_lpips_gets_images_in_its_own_range(pairs: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,23 +10,12 @@ from typing import Any
 from freezeasguard.arms import PRETRAINED, Arm
 from freezeasguard.files import read_json
 from freezeasguard.scores.kept import kept_share
-from freezeasguard.scores.registry import SCORES
+from freezeasguard.scores.registry import SCORES, side_score
 from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
-VERDICTS = {"nudenet": ("nudenet", "fid"), "nudenet_faces": ("nudenet_faces", "fd_efficientnet_lite0")}
-"""The score that speaks for the classes named illegal, and the one for those named legal, where they differ."""
 LEAST_SCORE_CHANGE = 0.05
 """As LEAST_FALL of a loss, for scores: they rest on a few generated images a side, so that less is noise."""
-
-
-def side_score(names: Sequence[str], side: str, roles: str = "given") -> str:
-    """The score, out of a domain's, that speaks for a side (see VERDICTS).
-
-    With `roles` swapped a side's images are of the classes that the case names for the other side, and so is the score.
-    """
-    by_data = dict(zip(SIDES, VERDICTS.get(names[0], (names[0], names[0])), strict=True))
-    return by_data[side if roles == "given" else SIDES[1 - SIDES.index(side)]]
 
 
 def fall_of_quality(name: str, before: float, after: float) -> float:

@@ -114,7 +114,7 @@ def calibration_lines(params: Params, case_name: str, reports: Path) -> list[str
     real = read_json(reports / "calibration" / f"{case_name}.json", f"run `dvc repro reference@{case_name}`")
     lines = []
     for name in params.domain_of(case_name).score_names():
-        if name not in real or SCORES[name].rule == "rate":
+        if name not in real or not SCORES[name].in_notes:
             continue
         kind, parts = SCORES[name], []
         for side in SIDES:
@@ -127,8 +127,7 @@ def calibration_lines(params: Params, case_name: str, reports: Path) -> list[str
             text = ", ".join(f"{v:.{kind.digits}f}{what}" for what, v in values.items() if v is not None)
             missing = f", {line['n_missing']} without a {kind.missing}" if line.get("n_missing") else ""
             parts.append(f"{side} {text} (n = {line['n']}{missing})")
-        told = {"distance": "same from other class", "amount": "illegal from legal"}.get(kind.rule)
-        auc = f"; AUC {real[name]['auc']:.3f} of telling {told}" if "auc" in real[name] else ""
+        auc = f"; AUC {real[name]['auc']:.3f} of telling {kind.auc_tells}" if "auc" in real[name] else ""
         lines.append(f"{kind.label} on real images: {'; '.join(parts)}{auc}.")
     return lines
 

@@ -1,67 +1,76 @@
-"""The scores by name: what each is called, which way it points, and which number of the paper it stands beside.
+"""The scores by name, in the order in which they are told: a new one is a class in a file of its own, and a line here.
 
-Light on purpose: tables, tracking and params.yaml read it without loading a network. What computes them is
-in `scoring`.
+Light on purpose: tables, tracking and params.yaml read it without loading a network.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.scores.base import Score
+from freezeasguard.scores.clip import Clip, TinyClip
+from freezeasguard.scores.csd import CSD
+from freezeasguard.scores.deepface import Dlib, Facenet, Facenet512, VGGFace
+from freezeasguard.scores.efficientnet import EfficientNetDistance, StyleDistance
+from freezeasguard.scores.inception import FID, KID
+from freezeasguard.scores.nudenet import NudeNet, NudeNetFaces, NudeNetFacesRate, NudeNetRate
+from freezeasguard.scores.pairs import LPIPS, TOPIQ
+from freezeasguard.scores.recogniser import RecogniserDistance
+from freezeasguard.sides import ROLES, SIDES
 
 
-@dataclass(frozen=True)
-class ScoreKind:
-    """One score of METHOD, section 7, or its embedded stand-in under its own name."""
-
-    extractor: str
-    """What looks at the images; scores of one extractor share its pass (see `scoring.Extractors`)."""
-    rule: str
-    """distance | amount | rate | prompt | pair: a value an image; frechet | kernel: one of two sets of images."""
-    label: str
-    lower_is_better: bool
-    """Whether image quality rises as the score falls."""
-    digits: int
-    paper_metric: str = ""
-    """The metric of `paper_values.csv` that stands beside it."""
-    paper_label: str = ""
-    missing: str = ""
-    """What an image lacks where the extractor found nothing."""
-
-    @property
-    def header(self) -> str:
-        return f"{self.label} {'↓' if self.lower_is_better else '↑'}"
-
-    @property
-    def an_image(self) -> bool:
-        """Whether every image has a value of its own."""
-        return self.rule not in ("frechet", "kernel")
+def by_name(scores: Sequence[Score]) -> dict[str, Score]:
+    """Raises FreezeAsGuardError for a name taken twice, or one extractor's key over two ways to load it."""
+    registered: dict[str, Score] = {}
+    for score in scores:
+        if score.name in registered:
+            raise FreezeAsGuardError(f"two scores are called {score.name!r}; give one another name")
+        for other in registered.values():
+            if other.extractor == score.extractor and type(other).load is not type(score).load:
+                raise FreezeAsGuardError(
+                    f"the scores {other.name} and {score.name} share the extractor {score.extractor!r} but load it "
+                    "differently; give one another shared_extractor"
+                )
+        registered[score.name] = score
+    return registered
 
 
-def _face(name: str, label: str, metric: str = "") -> ScoreKind:
-    return ScoreKind(name, "distance", f"{label} distance", True, 3, metric, label if metric else "", "face")
+SCORES: dict[str, Score] = by_name(
+    [
+        # The embedded world's stand-ins; the paper's number of the same role is shown beside them.
+        RecogniserDistance(),
+        StyleDistance(),
+        NudeNetFaces(),
+        NudeNetFacesRate(),
+        Dlib(),
+        EfficientNetDistance(),
+        TinyClip(),
+        # The paper's own.
+        Facenet512(),
+        Facenet(),
+        VGGFace(),
+        CSD(),
+        NudeNet(),
+        NudeNetRate(),
+        FID(),
+        KID(),
+        Clip(),
+        TOPIQ(),
+        LPIPS(),
+    ]
+)
+
+VERDICTS = {"nudenet": ("nudenet", "fid"), "nudenet_faces": ("nudenet_faces", "fd_efficientnet_lite0")}
+"""The score that speaks for the classes named illegal, and the one for those named legal, where they differ."""
 
 
-SCORES: dict[str, ScoreKind] = {
-    # The embedded world's stand-ins; the paper's number of the same role is shown beside them.
-    "recogniser": ScoreKind("recogniser", "distance", "Recogniser distance", True, 3, "fn_l", "FN-L", "figure"),
-    "style_efficientnet_lite0": ScoreKind(
-        "efficientnet", "distance", "Style distance (EfficientNet)", True, 3, "csd", "CSD"
-    ),
-    "nudenet_faces": ScoreKind("nudenet_faces", "amount", "NudeNet, face labels", False, 3, "nudenet", "NudeNet"),
-    "nudenet_faces_rate": ScoreKind("nudenet_faces", "rate", "Face rate", False, 2),
-    "dlib": _face("dlib", "DeepFace Dlib"),
-    "fd_efficientnet_lite0": ScoreKind("efficientnet", "frechet", "FD EfficientNet-lite0", True, 1, "fid", "FID"),
-    "clip_tiny": ScoreKind("clip_tiny", "prompt", "CLIP (tiny)", False, 2, "clip", "CLIP"),
-    # The paper's own.
-    "facenet512": _face("facenet512", "FN-L", "fn_l"),
-    "facenet": _face("facenet", "FN", "fn"),
-    "vgg_face": _face("vgg_face", "VGG", "vgg"),
-    "csd": ScoreKind("csd", "distance", "CSD", True, 3, "csd", "CSD"),
-    "nudenet": ScoreKind("nudenet", "amount", "NudeNet", False, 2, "nudenet", "NudeNet"),
-    "nudenet_rate": ScoreKind("nudenet", "rate", "NudeNet rate", False, 2),
-    "fid": ScoreKind("inception", "frechet", "FID", True, 1, "fid", "FID"),
-    "kid": ScoreKind("inception", "kernel", "KID x 1000", True, 2),
-    "clip": ScoreKind("clip", "prompt", "CLIP", False, 2, "clip", "CLIP"),
-    "topiq": ScoreKind("topiq", "pair", "TOPIQ", False, 3, "topiq", "TOPIQ"),
-    "lpips": ScoreKind("lpips", "pair", "LPIPS", True, 3, "lpips", "LPIPS"),
-}
+def side_score(names: Sequence[str], side: str, roles: str = "given") -> str:
+    """The score, out of a domain's, that speaks for a side (see VERDICTS).
+
+    With `roles` swapped a side's images are of the classes that the case names for the other side, and so is its score.
+    """
+    if roles not in ROLES:
+        raise FreezeAsGuardError(f"roles {roles!r} are unknown; choose from {', '.join(ROLES)}")
+    by_data = dict(zip(SIDES, VERDICTS.get(names[0], (names[0], names[0])), strict=True))
+    return by_data[side if roles == "given" else SIDES[1 - SIDES.index(side)]]

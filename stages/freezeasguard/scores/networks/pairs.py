@@ -16,6 +16,20 @@ TOPIQ_URL = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/c
 ALEXNET_URL = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 
 
+def topiq_download() -> Path:
+    """Where pyiqa keeps TOPIQ's weights that it downloaded."""
+    return Path(torch.hub.get_dir()) / "pyiqa" / Path(TOPIQ_URL).name
+
+
+def lpips_weights() -> list[Path]:
+    """AlexNet's, where torchvision keeps them, and LPIPS' own, inside its package."""
+    package = Path(str(import_paper_package("lpips").__file__)).parent
+    return [
+        Path(torch.hub.get_dir()) / "checkpoints" / Path(ALEXNET_URL).name,
+        package / "weights" / "v0.1" / "alex.pth",
+    ]
+
+
 class Topiq:
     """TOPIQ, `topiq_fr-pipal` (package pyiqa, PolyForm Noncommercial): about 0..1, higher is nearer the reference.
 
@@ -24,8 +38,6 @@ class Topiq:
     Raises:
         FreezeAsGuardError: pyiqa is not installed, or the weights are neither there nor downloadable.
     """
-
-    lower_is_better = False
 
     def __init__(self, path: Path | None = None) -> None:
         pyiqa = import_paper_package("pyiqa")
@@ -37,9 +49,8 @@ class Topiq:
             if path is not None:
                 self.metric.load_weights(str(path))
         except (URLError, OSError) as error:
-            folder = Path(torch.hub.get_dir()) / "pyiqa"
             raise FreezeAsGuardError(
-                f"TOPIQ's weights cannot be downloaded ({error}); fetch {TOPIQ_URL} into {folder}"
+                f"TOPIQ's weights cannot be downloaded ({error}); fetch {TOPIQ_URL} into {topiq_download().parent}"
             ) from error
         except (RuntimeError, KeyError, TypeError) as error:
             raise FreezeAsGuardError(f"{path or TOPIQ_URL} does not hold TOPIQ's weights ({error})") from error
@@ -61,8 +72,6 @@ class Lpips:
     Raises:
         FreezeAsGuardError: lpips is not installed, or AlexNet is neither there nor downloadable.
     """
-
-    lower_is_better = True
 
     def __init__(self) -> None:
         lpips = import_paper_package("lpips")

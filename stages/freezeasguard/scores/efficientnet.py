@@ -1,0 +1,51 @@
+"""The stand-ins for CSD and FID that one pass of EfficientNet-lite0 serves; neither is on the scale of the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freezeasguard.scores.base import Features, Score
+from freezeasguard.scores.rules import DistanceScore, FrechetScore
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from freezeasguard.settings.params import Score as ScoreSettings
+
+
+class EfficientNet(Score):
+    """The set's features, and the style of each image."""
+
+    shared_extractor = "efficientnet"
+
+    def load(self, settings: ScoreSettings, scorers: Path) -> Callable[[Tensor], Features]:
+        from freezeasguard.scores.networks.efficientnet import pooled_and_statistics
+        from freezeasguard.scores.networks.style import BLOCKS, StyleFeatures
+
+        style = StyleFeatures(scorers)
+
+        def look(images: Tensor) -> Features:
+            pooled, statistics = pooled_and_statistics(images, BLOCKS)
+            return {"features": pooled, "embedding": style.embed(statistics)}
+
+        return look
+
+    def weight_files(self, settings: ScoreSettings, scorers: Path) -> list[Path]:
+        from freezeasguard.scores.networks.efficientnet import weight_file
+        from freezeasguard.scores.networks.style import STYLE_FILE
+
+        return [weight_file(), scorers / STYLE_FILE]
+
+
+class StyleDistance(EfficientNet, DistanceScore):
+    name = "style_efficientnet_lite0"
+    label = "Style distance (EfficientNet)"
+    paper_metric, paper_label = "csd", "CSD"
+
+
+class EfficientNetDistance(EfficientNet, FrechetScore):
+    name = "fd_efficientnet_lite0"
+    label = "FD EfficientNet-lite0"
+    paper_metric, paper_label = "fid", "FID"

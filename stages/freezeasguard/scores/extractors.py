@@ -1,0 +1,63 @@
+"""The networks behind the scores: each is loaded once, and looks at each image once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.images import read_images
+from freezeasguard.scores.base import Features, Score
+from freezeasguard.scores.registry import SCORES
+from freezeasguard.settings.params import Score as ScoreSettings
+
+CHUNK = 64
+"""Images read at once."""
+
+
+class Extractors:
+    """What looks at the images, by score; loaded when a case first asks for it, and shared where scores share it.
+
+    Args:
+        scorers: the folder of the embedded networks.
+    """
+
+    def __init__(self, settings: ScoreSettings, scorers: Path, threads: int) -> None:
+        torch.set_num_threads(threads)  # one process: it may use every core
+        self.settings, self.scorers = settings, scorers
+        self._loaded: dict[str, Any] = {}
+
+    def of(self, score: Score) -> Any:
+        """What `Score.load` returns."""
+        if score.extractor not in self._loaded:
+            self._loaded[score.extractor] = score.load(self.settings, self.scorers)
+        return self._loaded[score.extractor]
+
+    def weight_hashes(self, names: Collection[str]) -> dict[str, str]:
+        """SHA-256, by "EXTRACTOR/FILE", of every file that the scores' weights come from."""
+        hashes = {}
+        for score in {SCORES[name].extractor: SCORES[name] for name in names}.values():
+            for path in score.weight_files(self.settings, self.scorers):
+                if not path.is_file():
+                    raise FreezeAsGuardError(f"{path}, from which the score {score.name} loads, is missing; restore it")
+                with path.open("rb") as file:
+                    hashes[f"{score.extractor}/{path.name}"] = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashes
+
+
+def extract(paths: Sequence[Path], names: Collection[str], extractors: Extractors) -> dict[str, Features]:
+    """Features of the images at `paths`, by the extractor of each score named."""
+    chosen = [SCORES[name] for name in names if not SCORES[name].sees_pairs]
+    wanted = {score.extractor: score for score in sorted(chosen, key=lambda score: score.extractor)}
+    parts: dict[str, list[Features]] = {name: [] for name in wanted}
+    for start in range(0, len(paths), CHUNK):
+        images = read_images(paths[start : start + CHUNK])
+        for name, score in wanted.items():
+            parts[name].append(extractors.of(score)(images))
+    return {
+        name: {key: torch.cat([part[key] for part in chunks]) for key in chunks[0]} for name, chunks in parts.items()
+    }
