@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pytest
 import torch
 import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from conftest import ToyDenoiser
+from freezeasguard.models import generate, protected
 
 from freezeasguard.models.generate import prompt_table
 from freezeasguard.models.latents import CaseData
@@ -14,7 +21,9 @@ from freezeasguard.models.sampling import image_seed
 from freezeasguard.new_case import add_case
 from freezeasguard.settings.params import load_params
 from freezeasguard.settings.profiles import profile_text
+from freezeasguard.settings.resolve import GenerateSettings
 from freezeasguard.settings.users import Generate
+from freezeasguard.sides import SIDES
 
 CONFIG = Generate(
     steps=2, guidance_scale=2, prompts_per_side=2, held_out_prompts_per_side=1, images_per_prompt=2, batch_size=2
@@ -68,3 +77,38 @@ def test_prompts_are_dealt_evenly_to_the_classes() -> None:
     assert table.groupby(["class", "part"]).size().to_dict() == {
         (c, p): 2 for c in "ab" for p in ("adaptation", "held_out")
     }
+
+
+def test_each_sides_images_are_of_its_own_model_and_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the red channel the adapted model is to be read, of the green one the prompt."""
+    rows = [(side, part) for side in SIDES for part in ("adaptation", "held_out")]
+    index = pd.DataFrame(
+        [{"row": i, "side": s, "class": s, "part": p, "caption": str(i)} for i, (s, p) in enumerate(rows)]
+    )
+    text = (torch.tensor([0.0, 0.1, 0.2, 0.3]))[:, None, None]
+    data = CaseData(index, torch.zeros(4, 2, 3, 4, 4), text, torch.zeros(1, 1))
+    for side, bias in {"illegal": -1.0, "legal": 1.0}.items():
+        save_file({"bias": torch.full((4,), bias)}, tmp_path / f"{side}.safetensors")
+
+    def draw(
+        unet: ToyDenoiser, scheduler: object, noise: torch.Tensor, prompts: torch.Tensor, *_: object, **__: object
+    ):  # noqa: ANN202
+        images = torch.zeros_like(noise)
+        images[:, 0] = unet.bias[0].detach()
+        images[:, 1] = prompts[:, 0, :, None]
+        return images
+
+    monkeypatch.setattr(protected, "load_unet", lambda _: ToyDenoiser())
+    monkeypatch.setattr(generate, "sample", draw)
+    monkeypatch.setattr(generate, "decode_latents", lambda _, latents: latents)
+    for name in ("load_scheduler", "load_vae"):
+        monkeypatch.setattr(generate, name, lambda _: None)
+    settings = GenerateSettings(seed=0, generate=CONFIG)
+    generate.generate_cell(settings, Path(), tmp_path, data, tmp_path / "out", "cell", "cpu", 1)
+    made = pd.read_csv(tmp_path / "out/index.csv")
+    assert len(made) == 8 and set(made["side"]) == set(SIDES)
+    for row in made.itertuples():
+        pixel = np.asarray(Image.open(tmp_path / "out" / str(row.file)))[0, 0]
+        assert pixel[0] == {"illegal": 0, "legal": 255}[str(row.side)] and str(row.file).startswith(f"{row.side}/")
+        assert pixel[1] == pytest.approx((0.1 * row.reference_row + 1) * 127.5, abs=1)
+        assert index["side"][row.reference_row] == row.side

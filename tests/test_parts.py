@@ -124,8 +124,9 @@ def test_a_case_is_encoded_with_the_sides_of_its_roles(
         "encode_text": lambda _, captions: torch.zeros(len(captions), 1, 1),
     }.items():
         monkeypatch.setattr(encode, name, fake)
+    monkeypatch.setattr(encode, "THREADS", torch.get_num_threads())
     settings = EncodeSettings(seed=0, roles=roles, illegal=["a"], legal=["b", "c"])
-    encode.encode_case(settings, tmp_path, tmp_path, tmp_path, tmp_path / "out", torch.get_num_threads())
+    encode.encode_case(settings, tmp_path, tmp_path, tmp_path, tmp_path / "out")
     data = CaseData.load(tmp_path / "out")
     chosen = {side: data.select(side, PARTS).latents[:, 0].flatten().tolist() for side in SIDES}
     given = {"illegal": [0.0], "legal": [1.0, 2.0, 3.0]}

@@ -19,6 +19,14 @@ def resolve_device(wanted: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
+def one_thread(device: str) -> None:
+    """On a CPU, let torch compute with one thread from here on."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(1)
+
+
 def _run(task: Callable[[], None], errors: Any) -> None:
     try:
         task()
@@ -33,16 +41,15 @@ def _run(task: Callable[[], None], errors: Any) -> None:
 def run_side_by_side(tasks: Mapping[str, Callable[[], None]], workers: int, device: str) -> None:
     """Run each task, up to `workers` at a time; a task leaves its result in files.
 
-    Forked processes share what is loaded already, so that torch is imported once a stage. Each runs
-    with one torch thread: a small UNet trains faster so. On a GPU the tasks run one after another.
+    Forked processes share what is loaded already, so that torch is imported once a stage. On a CPU each task has one
+    torch thread, however many workers there are: a small UNet trains faster so, and what two threads add up may differ
+    in its last bit from what one does. On a GPU the tasks run one after another.
     """
-    import torch
-
+    one_thread(device)  # before any fork: a child must not inherit a used thread pool
     if workers == 1 or len(tasks) == 1 or device != "cpu":
         for task in tasks.values():
             task()
         return
-    torch.set_num_threads(1)  # before the fork: a child must not inherit a used thread pool
     context = multiprocessing.get_context("fork")
     errors = context.Queue()
     waiting = list(tasks.values())

@@ -15,16 +15,18 @@ from freezeasguard.models.images import read_images
 from freezeasguard.settings.resolve import EncodeSettings
 
 CHUNK = 64
+THREADS = 2
+"""However many cores there are: the VAE's latents differ in their last bits with the number of threads."""
 
 
-def encode_case(settings: EncodeSettings, model: Path, raw: Path, splits: Path, out: Path, threads: int) -> None:
+def encode_case(settings: EncodeSettings, model: Path, raw: Path, splits: Path, out: Path) -> None:
     """Write latents (both flips), text embeddings, the empty prompt, and an index row an image."""
     table = read_split(splits)
     classes = sorted(set(table["class"]))
     sides = assign_sides(classes, settings.illegal, settings.legal, settings.seed, roles=settings.roles)
     table = table[table["class"].isin(sides)].reset_index(drop=True)
     index = table.assign(row=range(len(table)), side=[sides[c] for c in table["class"]])
-    torch.set_num_threads(threads)  # one process: it may use every core
+    torch.set_num_threads(THREADS)
     vae = load_vae(model)
     latents = []
     for start in tqdm(range(0, len(index), CHUNK), desc="encoding images"):

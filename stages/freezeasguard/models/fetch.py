@@ -77,9 +77,9 @@ def _download(spec: Model, out: Path) -> None:
 def weight_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every weight and configuration file, by its path in the folder."""
     hashes = {}
-    for part in PARTS:
-        for path in sorted((folder / part).rglob("*")):
-            if path.suffix in KEPT:
+    for name in ("model_index.json", *PARTS):
+        for path in sorted([folder / name, *(folder / name).rglob("*")]):
+            if path.is_file() and path.suffix in KEPT:
                 with path.open("rb") as file:
                     hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

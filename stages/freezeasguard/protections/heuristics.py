@@ -72,6 +72,7 @@ def heuristic_frozen(
 
 def protect(inputs: Inputs) -> Protected:
     """Freeze by the rule of thumb that the arm is named after."""
+    inputs.whole_tensors()
     settings, rule = inputs.settings, inputs.arm.method
     generator = torch.Generator().manual_seed(settings.seed)
     frozen = heuristic_frozen(rule, inputs.tensors, settings.rho, generator)

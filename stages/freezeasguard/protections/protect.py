@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freezeasguard.arms import Arm
+from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.resolve import ProtectSettings
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ class Inputs:
     def arm(self) -> Arm:
         return Arm.parse(self.settings.arm)
 
+    def whole_tensors(self) -> None:
+        """Refuse an arm of rows or weights, for methods that know neither."""
+        if self.arm.granularity != "tensor":
+            raise FreezeAsGuardError(
+                f"arm {self.arm.name!r}: {self.arm.method} chooses whole tensors, not granularity "
+                f"{self.arm.granularity!r}; leave -{self.arm.granularity} out"
+            )
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The published UNet's tensors by name, without loading diffusers."""
@@ -55,6 +64,8 @@ class Inputs:
 def protect_case(inputs: Inputs, out: Path) -> None:
     """Fill the protected-model folder `out` by the arm's method (see `models.protected`)."""
     from freezeasguard.models.protected import write_for
+    from freezeasguard.workers import one_thread
 
+    one_thread(inputs.device)
     method = import_module(inputs.arm.kind.import_path)
     write_for(inputs.tensors, out, method.protect(inputs))

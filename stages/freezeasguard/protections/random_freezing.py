@@ -78,6 +78,7 @@ def protect(inputs: Inputs) -> Protected:
     generator = torch.Generator().manual_seed(seed)
     told: dict[str, Any] = {"rho": settings.rho, "seed": seed}
     if arm.method == "random_parameters":
+        inputs.whole_tensors()
         frozen = random_frozen_by_parameters(shapes, settings.rho, generator)
         drawn = Protected("random", frozen, settings={**told, "by": "parameters"})
     else:

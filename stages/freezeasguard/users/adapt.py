@@ -27,12 +27,19 @@ CHECKPOINTS = Path("data/checkpoints")
 
 
 def run_identity(
-    settings: Finetuning, *, seed: int, tensors: str, schedule: NoiseSchedule, protected: Protected, data: LatentSet
+    settings: Finetuning,
+    *,
+    seed: int,
+    tensors: str,
+    schedule: NoiseSchedule,
+    protected: Protected,
+    data: LatentSet,
+    device: str,
 ) -> dict[str, Any]:
     """All that a user's run depends on: a checkpoint is taken up again where every entry agrees, and nowhere else.
 
     Args:
-        tensors: the hash of the published UNet (see `model_hash`).
+        tensors: the hash of the published UNet (see `model_hash`); device: of it the type alone counts.
     """
     return {
         "settings": settings.model_dump(exclude={"checkpoint_steps"}),
@@ -42,7 +49,8 @@ def run_identity(
         "edited": model_hash(protected.edited),
         "mask": mask_digest(protected.frozen, protected.frozen_units, protected.granularity),
         "data": [_digest(data.latents), _digest(data.text)],
-        "torch": torch.__version__,
+        "device": device.partition(":")[0],
+        "torch": str(torch.__version__),  # a plain string: a checkpoint holds no other classes, or is not read back
     }
 
 
@@ -68,8 +76,16 @@ def adapt_and_save(
     unet = load_unet(model)
     protected = read_protected(protected_folder, unet) if protected_folder else Protected("full")
     schedule = NoiseSchedule.of(load_scheduler(model))
-    who = {"seed": seed, "tensors": model_hash(published), "schedule": schedule, "protected": protected, "data": data}
-    checkpoint = Checkpoint(CHECKPOINTS / f"{checkpoint_name}.pt", run_identity(settings, **who))
+    identity = run_identity(
+        settings,
+        seed=seed,
+        tensors=model_hash(published),
+        schedule=schedule,
+        protected=protected,
+        data=data,
+        device=device,
+    )
+    checkpoint = Checkpoint(CHECKPOINTS / f"{checkpoint_name}.pt", identity)
     how = {"checkpoint": checkpoint, "description": f"fine-tuning {checkpoint_name}"}
     attack = attacker(getattr(settings, "attacker", "compliant"))
     generator = torch.Generator().manual_seed(seed)

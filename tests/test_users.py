@@ -1,0 +1,227 @@
+"""From a protected folder to a user's model: who trains on what, which attacker, and which checkpoint is whose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from conftest import ToyDenoiser, random_latents, sd_schedule
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.latents import CaseData, LatentSet
+from freezeasguard.models.protected import Protected, write_for
+from freezeasguard.protections.freezeasguard import load_finetuned
+from freezeasguard.settings.resolve import AdaptSettings, RelearnSettings
+from freezeasguard.settings.users import Adapt
+from freezeasguard.sides import PARTS, SIDES
+from freezeasguard.users import adapt, registry, relearn, training
+
+SETTINGS = Adapt(steps=7, batch_size=3, lr=1e-2, checkpoint_steps=2)
+TENSORS = {"gain", "skip", "weight", "text", "time", "speed", "bias"}
+
+
+def toy_tensors(seed: int = 1) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in ToyDenoiser(seed).named_parameters()}
+
+
+class World:
+    """A toy published model, with what a user's run depends on beside it; each entry can be another."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.model_seed, self.prediction_type, self.seed = 1, "epsilon", 0
+        self.settings, self.data, self.device = SETTINGS, random_latents(6, seed=0), "cpu"
+        self.protected = Protected("p", frozenset({"weight"}), {"bias": torch.full((4,), 0.25)})
+        self.steps = 0
+        self.kill_at: int | None = None
+        monkeypatch.setattr(adapt, "CHECKPOINTS", folder / "checkpoints")
+        monkeypatch.setattr(adapt, "load_unet", lambda _: ToyDenoiser(self.model_seed))
+        monkeypatch.setattr(adapt, "stored_tensors", lambda _: toy_tensors(self.model_seed))
+        monkeypatch.setattr(adapt, "load_scheduler", lambda _: self._scheduler())
+        monkeypatch.setattr(training, "optimizer_step", self._counted(training.optimizer_step))
+
+    def _scheduler(self) -> Any:
+        config = SimpleNamespace(prediction_type=self.prediction_type)
+        return SimpleNamespace(alphas_cumprod=sd_schedule().alphas_cumprod, config=config)
+
+    def _counted(self, step: Callable[..., None]) -> Callable[..., None]:
+        def counted(*args: Any) -> None:
+            if self.steps == self.kill_at:
+                raise KeyboardInterrupt
+            self.steps += 1
+            step(*args)
+
+        return counted
+
+    def run(self, name: str = "illegal") -> tuple[dict[str, Tensor], list[float]]:
+        """The user's changed tensors and losses; `steps` counts those that were taken."""
+        self.steps = 0
+        write_for(toy_tensors(self.model_seed), self.folder / "p", self.protected)
+        how = {"seed": self.seed, "device": self.device, "checkpoint_name": "c"}
+        adapt.adapt_and_save(name, Path(), self.folder / "p", self.data, self.settings, self.folder, **how)
+        losses = json.loads((self.folder / f"{name}.json").read_text())["losses"]
+        return load_file(self.folder / f"{name}.safetensors"), losses
+
+    def killed_at(self, step: int) -> None:
+        self.kill_at = step
+        with pytest.raises(KeyboardInterrupt):
+            self.run()
+        self.kill_at = None
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch)
+
+
+def same(a: tuple[dict[str, Tensor], list[float]], b: tuple[dict[str, Tensor], list[float]]) -> bool:
+    return a[1] == b[1] and a[0].keys() == b[0].keys() and all(torch.equal(a[0][name], b[0][name]) for name in a[0])
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def test_the_very_same_run_goes_on_from_its_checkpoint_bit_for_bit(world: World) -> None:
+    expected = world.run()
+    assert world.steps == 7 and not list((world.folder / "checkpoints").glob("*"))
+    world.killed_at(5)
+    assert same(world.run(), expected) and world.steps == 3  # checkpoints are taken after steps 2, 4 and 6
+
+
+def edits(value: float) -> Protected:
+    return Protected("p", frozenset({"weight"}), {"bias": torch.full((4,), value)})
+
+
+def swap(tensor: Tensor) -> Tensor:
+    """The same values in another order: no sum tells them apart."""
+    return tensor.flip(0)
+
+
+OTHERS: dict[str, Callable[[World], dict[str, Any]]] = {
+    "edits": lambda w: {"protected": edits(0.2501)},
+    "no edits": lambda w: {"protected": Protected("p", frozenset({"weight"}))},
+    "mask": lambda w: {"protected": replace(w.protected, frozen=frozenset({"text"}))},
+    "model": lambda w: {"model_seed": 2},
+    "scheduler": lambda w: {"prediction_type": "v_prediction"},
+    "images": lambda w: {"data": replace(w.data, latents=swap(w.data.latents))},
+    "captions": lambda w: {"data": replace(w.data, text=swap(w.data.text))},
+    "seed": lambda w: {"seed": 1},
+    "attacker": lambda w: {"settings": SETTINGS.model_copy(update={"attacker": "unfreeze"})},
+    **{
+        key: lambda w, key=key, value=value: {"settings": SETTINGS.model_copy(update={key: value})}
+        for key, value in {
+            "lr": 1.1e-2,
+            "batch_size": 2,
+            "weight_decay": 0.1,
+            "max_grad_norm": 0.5,
+            "flip": False,
+            "steps": 9,
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_another_run_is_not_taken_up(other: str, world: World) -> None:
+    """The bug was: kill the users of `uce`, change its erase_scale, resume; the old edit's model came out."""
+    changes = OTHERS[other](world)
+    world.killed_at(5)
+    for key, value in changes.items():
+        setattr(world, key, value)
+    found, steps = world.run(), world.steps
+    assert steps == world.settings.steps
+    assert same(world.run(), found)  # with no checkpoint about
+
+
+def test_the_device_is_part_of_a_runs_identity(world: World) -> None:
+    """A GPU's numbers are not those of a CPU: such a run would end as neither."""
+    own: dict[str, Any] = dict(tensors="", schedule=sd_schedule(), protected=world.protected, data=world.data, seed=0)
+    identities = [adapt.run_identity(SETTINGS, device=device, **own) for device in ("cpu", "cuda", "cuda:1")]
+    assert identities[0] != identities[1] == identities[2]
+
+
+# --- attackers ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("attacker", "trained"), [("compliant", TENSORS - {"weight"}), ("unfreeze", TENSORS)])
+def test_attackers_take_the_published_weights_and_the_mask_or_not(
+    attacker: str, trained: set[str], world: World
+) -> None:
+    world.settings = SETTINGS.model_copy(update={"attacker": attacker, "steps": 0})
+    start, _ = world.run()
+    assert start.keys() == {"bias"} and torch.equal(start["bias"], world.protected.edited["bias"])
+    world.settings = world.settings.model_copy(update={"steps": 2})
+    assert world.run()[0].keys() == trained and world.steps == 2
+
+
+def test_an_attacker_of_ones_own_is_a_file_and_a_line(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world.folder / "my_attacks.py").write_text(
+        "from freezeasguard.users.training import finetune\n"
+        "def attack(unet, protected, schedule, data, settings, device, **how):\n"
+        "    unet.gain.data.fill_(5.0)\n"
+        "    return finetune(unet, schedule, data, settings, frozen={'bias'}, **how)\n"
+    )
+    monkeypatch.syspath_prepend(str(world.folder))
+    monkeypatch.setitem(registry.ATTACKERS, "reset", "my_attacks")
+    world.settings = SETTINGS.model_copy(update={"attacker": "reset"})
+    changed, losses = world.run()
+    assert changed.keys() == TENSORS - {"bias"} and float(changed["gain"]) == pytest.approx(5, abs=0.2)
+    assert len(losses) == world.steps == 7  # through THE loop
+    world.killed_at(5)
+    assert same(world.run(), (changed, losses)) and world.steps == 3
+
+
+def test_an_unknown_attacker_is_told(world: World) -> None:
+    world.settings = SETTINGS.model_copy(update={"attacker": "thief"})
+    with pytest.raises(FreezeAsGuardError, match="attacker is 'thief'; choose from compliant, unfreeze"):
+        world.run()
+
+
+# --- whose data made which file -------------------------------------------------------------------
+
+
+@pytest.fixture
+def coded(world: World, monkeypatch: pytest.MonkeyPatch) -> CaseData:
+    """One image a side and part that says which it is; a user's bias becomes the mean of those it trained on."""
+
+    def train(unet: Any, schedule: Any, data: LatentSet, settings: Any, **how: Any) -> list[float]:
+        unet.bias.data.fill_(float(data.latents.mean()))
+        return []
+
+    monkeypatch.setattr("freezeasguard.users.compliant.finetune", train)
+    rows = [(side, part) for side in range(2) for part in range(3)]
+    index = pd.DataFrame([{"row": i, "side": SIDES[s], "part": PARTS[p]} for i, (s, p) in enumerate(rows)])
+    codes = torch.tensor([10.0 * side + part for side, part in rows]).reshape(6, 1, 1, 1, 1).expand(6, 2, 4, 8, 8)
+    return CaseData(index, codes, torch.zeros(6, 3, 8), torch.zeros(3, 8))
+
+
+def biases(folder: Path) -> dict[str, float]:
+    return {path.stem: float(load_file(path)["bias"][0]) for path in folder.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_sides_file_is_of_its_own_adaptation_half(workers: int, world: World, coded: CaseData) -> None:
+    write_for(toy_tensors(), world.folder / "p", world.protected)
+    settings, out = AdaptSettings(seed=0, finetuning=SETTINGS), world.folder / "out"
+    adapt.adapt_cell(settings, Path(), world.folder / "p", coded, out, "c", "cpu", workers)
+    assert biases(out) == {"illegal": 1.0, "legal": 11.0}
+
+
+@pytest.mark.parametrize(
+    ("users", "expected"), [("joint", {SIDES: 5.0}), ("per_side", {("illegal",): 0.0, ("legal",): 10.0})]
+)
+def test_the_simulated_users_files_reach_the_mask_under_their_own_sides(
+    users: str, expected: dict[tuple[str, ...], float], world: World, coded: CaseData
+) -> None:
+    settings, out = RelearnSettings(seed=0, users=users, finetuning=SETTINGS), world.folder / "out"
+    relearn.relearn_case(settings, Path(), coded, out, "c", "cpu", 1)
+    assert {sides: float(tensors["bias"][0]) for sides, tensors in load_finetuned(out).items()} == expected
