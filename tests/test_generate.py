@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 
 from conftest import ToyDenoiser
 from freezeasguard.models import generate, protected
-
 from freezeasguard.models.generate import prompt_table
 from freezeasguard.models.latents import CaseData
 from freezeasguard.models.sampling import image_seed
