@@ -9,6 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from freezeasguard.cli import cli
+from freezeasguard.settings.mask import Mask
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -39,3 +40,18 @@ def test_params_named_with_dash_s_exist() -> None:
         for part in key.split("."):
             assert part in block, key
             block = block[part]
+
+
+def test_every_test_that_the_method_names_exists() -> None:
+    method = (ROOT / "stages/freezeasguard/METHOD.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", method)
+    assert len(named) > 15
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), (file, test)
+
+
+def test_every_field_that_the_method_names_is_a_setting() -> None:
+    table = (ROOT / "stages/freezeasguard/METHOD.md").read_text().split("### Readings")[1].split("### Where")[0]
+    columns = [line.split("|")[5] for line in table.splitlines() if line.startswith("| ")]
+    fields = {name for column in columns for name in re.findall(r"`(\w+)`", column)}
+    assert fields and fields <= set(Mask.model_fields), fields - set(Mask.model_fields)

@@ -71,3 +71,19 @@ def test_importing_the_command_loads_nothing_heavy() -> None:
 def test_stages_that_need_no_network_load_no_torch(stage: str) -> None:
     code = f"import sys; from stages import {stage}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_survey_blurs_what_is_explicit(explicit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    survey = import_module("stages.survey")
+    asked: dict[str, bool] = {}
+
+    def spy(*_: object, blurred: bool) -> dict[str, object]:
+        asked["blurred"] = blurred
+        return {"in": 1, "kept": 1, "rejected": {}}
+
+    monkeypatch.setattr(survey, "survey_domain", spy)
+    monkeypatch.setattr(survey, "read_settings", lambda block, name: block(explicit=explicit))
+    survey.main("portraits")
+    assert asked == {"blurred": explicit}
