@@ -101,7 +101,7 @@ def test_a_download_that_fails_says_what_from_where_and_leaves_nothing(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(
-        FreezeAsGuardError, match="cannot fetch someone/sd at revision abc: no route. .*set the model's path"
+        FreezeAsGuardError, match="cannot fetch someone/sd at revision abc: no route. .*the model's path"
     ):
         fetch_model(HUB, tmp_path / "out")
     assert not (tmp_path / "out").exists() and list(tmp_path.iterdir()) == []

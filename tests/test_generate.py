@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,14 +85,12 @@ def test_each_sides_images_are_of_its_own_model_and_prompts(tmp_path: Path, monk
     index = pd.DataFrame(
         [{"row": i, "side": s, "class": s, "part": p, "caption": str(i)} for i, (s, p) in enumerate(rows)]
     )
-    text = (torch.tensor([0.0, 0.1, 0.2, 0.3]))[:, None, None]
+    text = torch.tensor([0.0, 0.1, 0.2, 0.3])[:, None, None]
     data = CaseData(index, torch.zeros(4, 2, 3, 4, 4), text, torch.zeros(1, 1))
     for side, bias in {"illegal": -1.0, "legal": 1.0}.items():
         save_file({"bias": torch.full((4,), bias)}, tmp_path / f"{side}.safetensors")
 
-    def draw(
-        unet: ToyDenoiser, scheduler: object, noise: torch.Tensor, prompts: torch.Tensor, *_: object, **__: object
-    ):  # noqa: ANN202
+    def draw(unet: Any, _: None, noise: torch.Tensor, prompts: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
         images = torch.zeros_like(noise)
         images[:, 0] = unet.bias[0].detach()
         images[:, 1] = prompts[:, 0, :, None]
@@ -102,7 +101,8 @@ def test_each_sides_images_are_of_its_own_model_and_prompts(tmp_path: Path, monk
     monkeypatch.setattr(generate, "decode_latents", lambda _, latents: latents)
     for name in ("load_scheduler", "load_vae"):
         monkeypatch.setattr(generate, name, lambda _: None)
-    settings = GenerateSettings(seed=0, generate=CONFIG)
+    config = CONFIG.model_copy(update={"batch_size": 3})  # a batch of several prompts
+    settings = GenerateSettings(seed=0, generate=config)
     generate.generate_cell(settings, Path(), tmp_path, data, tmp_path / "out", "cell", "cpu", 1)
     made = pd.read_csv(tmp_path / "out/index.csv")
     assert len(made) == 8 and set(made["side"]) == set(SIDES)
