@@ -72,6 +72,7 @@ def test_an_overlay_holds_differences_alone() -> None:
         ("mask__temprature", 0.2, "mask.temprature is not a key"),
         ("mask__of_profile", {"mine": {}}, "mask.of_profile.mine"),
         ("adapt__steps", "many", "adapt.steps is 'many'"),
+        ("adapt__attacker", "nobody", "adapt.attacker is 'nobody'"),
         ("cases__portraits__domain", "faces", "cases.portraits.domain is 'faces'"),
         ("cases__portraits__arms", ["pretrained", "full", "magic"], "no method 'magic'"),
         ("cases__portraits__arms", ["full", "random"], "lack 'pretrained'"),

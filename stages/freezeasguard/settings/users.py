@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from freezeasguard.settings.blocks import Block, NotNegative, Positive, PositiveFloat
+from freezeasguard.users.registry import ATTACKERS
 
 
 class Finetuning(Block):
@@ -25,7 +26,14 @@ class Adapt(Finetuning):
     """The users after protection."""
 
     attacker: str = "compliant"
-    """A name out of `users.attackers`: what the user does with the mask."""
+    """A name out of `users.registry`: what the user does with the mask."""
+
+    @field_validator("attacker")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ATTACKERS:
+            raise ValueError(f"choose from {', '.join(ATTACKERS)}")
+        return name
 
 
 class Generate(Block):
