@@ -53,7 +53,7 @@ FAULTS = [
         "protections/freezeasguard.py",
         "        sides: load_file(folder",
         "        tuple(reversed(sides)) if len(sides) > 1 else (SIDES[1 - SIDES.index(sides[0])],): load_file(folder",
-        PROTECT,
+        "test_users.py",
     ),
     Fault(
         "assign_sides swapped",
