@@ -79,7 +79,8 @@ def test_an_experiment_is_a_run_with_a_run_a_cell_below(monkeypatch: pytest.Monk
     assert {run.info.status for run in runs_of(store)} == {"FINISHED"}
     tracked = json.loads((root / "data/tracked.json").read_text())
     ids = {name: run.info.run_id for name, run in children.items()}
-    assert tracked == {"cells": ids, "experiment": parent.info.run_id}
+    marks = {name: run.data.tags[FINGERPRINT] for name, run in children.items()}
+    assert tracked == {"cells": marks, "experiment": parent.data.tags[FINGERPRINT]}
     assert {name: tags[f"cell.{name}"] for name in ids} == ids
     assert parent.data.metrics["portraits.random.gap"] == pytest.approx(
         json.loads((root / "reports/metrics.json").read_text())["portraits"]["random"]["gap"]

@@ -309,5 +309,6 @@ def track_cells(params: Params, data: Path, reports: Path) -> tuple[int, int]:
             runs[cell.name] = known.info.run_id if known else mirror.log_cell(cell, parent)
         if new or not found or found.info.status != "FINISHED":
             mirror.log_experiment(parent, runs, params, reports)
-    write_json(data / "tracked.json", {"experiment": parent, "cells": runs})
+    # By fingerprint, not by run id: the lock file that names this output is then the same on every machine.
+    write_json(data / "tracked.json", {"experiment": mark, "cells": {cell.name: cell.mark for cell in cells}})
     return new, len(cells) - new
