@@ -214,6 +214,7 @@ def test_a_stage_reads_back_what_was_resolved(tmp_path: Path) -> None:
     mask = read_settings(ProtectSettings, "protect/artworks-freezeasguard-70", tmp_path)
     assert mask.rho == 0.7 and mask.mask == params.mask_block("artworks")
     assert read_reported(tmp_path).cases == params.cases
+    assert list(read_reported(tmp_path).cases) == ["portraits", "artworks", "explicit"]  # as params.yaml has them
     with pytest.raises(
         FreezeAsGuardError, match="no 'nobody-full' for the stage adapt; it has artworks-freezeasguard,"
     ):

@@ -159,7 +159,8 @@ def write_settings(params: Params, out: Path = SETTINGS) -> int:
     with folder_atomically(out) as temporary:
         files = [*resolved(params), (REPORTED, everything)]
         for name, block in files:
-            write_json(temporary / f"{name}.json", block.model_dump(mode="json"))
+            # The reports show cases in the order of params.yaml, so that this file keeps it.
+            write_json(temporary / f"{name}.json", block.model_dump(mode="json"), sort_keys=name != REPORTED)
     return len(files)
 
 
