@@ -198,6 +198,6 @@ def test_experiments_rerun_what_they_must_and_are_collected(project: Path) -> No
     classes = {row["roles"]: row["classes"] for row in rows if (row["seed"], row["side"]) == ("1", "illegal")}
     legal = {row["roles"]: row["classes"] for row in rows if (row["seed"], row["side"]) == ("1", "legal")}
     assert classes["given"] == legal["swapped"] and classes["swapped"] == legal["given"]
-    assert "random" in out
+    assert "R-30%" in out
     parents, _ = tracked(project)
     assert {(r.data.tags["seed"], r.data.tags["roles"]) for r in parents} >= {("1", "given"), ("1", "swapped")}

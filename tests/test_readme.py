@@ -24,7 +24,7 @@ def test_ci_calls_the_readmes_test_command() -> None:
 def test_commands_of_the_readme_exist(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
-    for name in re.findall(r"`freezeasguard profile (\w+)`", README):
+    for name in re.findall(r"`freezeasguard profile ([a-z][\w-]*)`", README):
         assert runner.invoke(cli, ["profile", name]).exit_code == 0
         assert (tmp_path / "params.yaml").is_file()
     assert runner.invoke(cli, ["cells"]).exit_code == 0
