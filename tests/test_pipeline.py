@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from project import ROOT, commit, copy_project, dvc, ran, repro, run
-from test_dependencies import NAMES, NAMES_ALONE, PLUMBING, SETTINGS
+from test_dependencies import NAMES, NAMES_ALONE, PLUMBING, SETTINGS, closure, exempt
 
 ARMS = ("pretrained", "uce-before", "full", "uce", "freezeasguard", "random")
 AT_THE_END = {"score@portraits", "tables", "figures", "report", "track"}
@@ -111,8 +111,6 @@ def settings_names_only(path: str, stage: str) -> bool:
 
 
 def static_import(path: str, stage: str) -> bool:
-    from test_dependencies import closure, exempt
-
     return path in closure([ROOT / "stages" / f"{stage}.py"], exempt(stage))
 
 

@@ -38,12 +38,12 @@ def _yaml() -> Any:
     return yaml
 
 
-def _merge(base: Any, overlay: dict[str, Any], where: str = "") -> None:
+def _merge(base: Any, overlay: dict[str, Any]) -> None:
     for key, value in overlay.items():
         if value is None and isinstance(base.get(key), dict):
             del base[key]
         elif isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value, f"{where}{key}.")
+            _merge(base[key], value)
         else:
             base[key] = value
 
