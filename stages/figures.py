@@ -6,7 +6,7 @@ from freezeasguard.settings.resolve import read_reported
 
 
 def main() -> None:
-    settings = read_reported()
+    settings = read_reported("figures")
     models = {name: DATA / "fetched" / case.model for name, case in settings.cases.items()}
     written = write_figures(settings, DATA, REPORTS, models)
     print("\n".join(map(str, written)))

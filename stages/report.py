@@ -6,7 +6,7 @@ from freezeasguard.settings.resolve import read_reported
 
 
 def main() -> None:
-    page = write_report(read_reported(), REPORTS)
+    page = write_report(read_reported("report"), REPORTS)
     print(page)
     rendered("report", [page])
 

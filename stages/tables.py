@@ -6,7 +6,7 @@ from freezeasguard.settings.resolve import read_reported
 
 
 def main() -> None:
-    written = write_tables(read_reported(), REPORTS, DATA)
+    written = write_tables(read_reported("tables"), REPORTS, DATA)
     for path in written:
         print(f"\n{path}\n\n{path.read_text()}")
     rendered("tables", written)

@@ -6,7 +6,7 @@ from freezeasguard.settings.resolve import read_reported
 
 
 def main() -> None:
-    new, known = track_cells(read_reported(), DATA, REPORTS)
+    new, known = track_cells(read_reported("track"), DATA, REPORTS)
     print(f"MLflow: {new} runs logged, {known} known already. Look at them with")
     print("  mlflow ui --backend-store-uri sqlite:///mlflow.db")
     print("  http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning")

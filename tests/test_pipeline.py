@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from freezeasguard.settings.code import PLUMBING
 from project import ROOT, commit, copy_project, dvc, ran, repro, run
-from test_dependencies import NAMES, NAMES_ALONE, PLUMBING, SETTINGS, closure, exempt
 
 ARMS = ("pretrained", "uce-before", "full", "uce", "freezeasguard", "random")
 AT_THE_END = {"score@portraits", "tables", "figures", "report", "track"}
@@ -67,7 +67,7 @@ def covered(path: str, listed: set[str]) -> bool:
 
 
 def test_every_file_that_a_stage_opened_is_declared(project: Path) -> None:
-    """Dynamic imports and data alike: what the recorder saw, against the dependencies and outputs in dvc.lock."""
+    """What the recorder saw against dvc.lock: data by its paths, code - dynamic imports too - by the settings file."""
     log = Path(json.loads((project / "first.json").read_text())["log"])
     lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
     by_command = {block["cmd"]: (name, block) for name, block in lock.items()}
@@ -79,10 +79,8 @@ def test_every_file_that_a_stage_opened_is_declared(project: Path) -> None:
         name, block = by_command[f"python -m {command.group(1)}"]
         stage = name.partition("@")[0]
         listed = {entry["path"] for key in ("deps", "outs", "metrics") for entry in block.get(key, [])}
-        allowed = (
-            {*PLUMBING, SETTINGS, *(NAMES if stage in NAMES_ALONE else ())} if stage != "settings" else {*PLUMBING}
-        )
-        allowed |= {"params.yaml"}  # the machine's workers and device; the stage settings watches all of it
+        listed |= code_watched_by(project, listed) | {f"stages/{name}" for name in PLUMBING}
+        allowed = {"params.yaml"}  # the machine's workers and device; the stage settings watches all of it
         allowed |= {"data/downloads", "data/checkpoints"}  # kept between runs, keyed by what they depend on
         if stage == "track":
             allowed |= {"mlflow.db", "mlflow.db.lock", "mlruns"}  # the mirror: its state is asked run by run
@@ -91,11 +89,17 @@ def test_every_file_that_a_stage_opened_is_declared(project: Path) -> None:
             hidden = re.sub(r"/\.([\w.-]+?)\.\d+\.(tmp|old)", r"/\1", path)  # a temporary name beside its file
             if (project / path).is_dir() or "egg-info" in path or path.startswith((".git", ".dvc")):
                 continue
-            if settings_names_only(path, stage) or only_a_docstring(path):
+            if settings_only(path) or only_a_docstring(path):
                 continue
             assert covered(hidden, listed | allowed), f"{name} opened {path}, which it does not declare"
         seen.add(name)
     assert seen == set(lock) - {"pretrain"}  # frozen: it never ran
+
+
+def code_watched_by(project: Path, listed: set[str]) -> set[str]:
+    """The modules whose digests stand in the settings file that a stage watches."""
+    files = [path for path in listed if re.fullmatch(r"data/settings/.*\.json", path)]
+    return {f"stages/{name}" for file in files for name in json.loads((project / file).read_text())["code"]}
 
 
 def only_a_docstring(path: str) -> bool:
@@ -103,15 +107,13 @@ def only_a_docstring(path: str) -> bool:
     return path.endswith("__init__.py") and len(ast.parse((ROOT / path).read_text()).body) <= 1
 
 
-def settings_names_only(path: str, stage: str) -> bool:
-    """Modules that the settings' own code imports, to check names: idle in every stage but `settings`."""
+def settings_only(path: str) -> bool:
+    """Modules that the settings' own code imports, to check names: idle in every stage but `settings`, which watches
+    all code; where a stage does more than read a name, its closure holds them."""
     library = "stages/freezeasguard"
-    idle = (*NAMES, f"{library}/scores/", f"{library}/data/", f"{library}/users/registry.py")
-    return stage != "settings" and path.startswith(idle) and path.endswith(".py") and not static_import(path, stage)
-
-
-def static_import(path: str, stage: str) -> bool:
-    return path in closure([ROOT / "stages" / f"{stage}.py"], exempt(stage))
+    idle = (f"{library}/settings/", f"{library}/arms.py", f"{library}/protections/registry.py")
+    names = path.startswith(f"{library}/scores/") and not path.startswith(f"{library}/scores/networks/")
+    return path.endswith(".py") and (names or path.startswith(idle))
 
 
 def test_metrics_are_a_screenful_and_plots_are_listed(project: Path) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from freezeasguard.arms import Arm
 from freezeasguard.cli import cli
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.settings.code import REPORTS
 from freezeasguard.settings.mask import MASK_PRESETS, Mask
 from freezeasguard.settings.origins import leaves, origins
 from freezeasguard.settings.params import Params, load_params, parse_params
@@ -146,8 +147,8 @@ def test_check_says_where_each_value_came_from(tmp_path: Path, monkeypatch: pyte
 def changed_files(tmp_path: Path, **changed: Any) -> set[str]:
     """The settings files, but the reports', that a change of the profile tiny touches."""
     before, after = files_of(params_of("tiny"), tmp_path / "a"), files_of(params_of("tiny", **changed), tmp_path / "b")
-    assert before.keys() == after.keys() and before["reports"] != after["reports"]
-    return {name for name in before if before[name] != after[name]} - {"reports"}
+    assert before.keys() == after.keys() and all(before[name] != after[name] for name in REPORTS)
+    return {name for name in before if before[name] != after[name]} - set(REPORTS)
 
 
 CASES = ("portraits", "artworks", "explicit")
@@ -167,7 +168,7 @@ def test_a_preset_reaches_learned_masks_and_the_users_that_it_simulates(tmp_path
 def test_a_seed_reaches_all_that_is_drawn(tmp_path: Path) -> None:
     still = {"fetch", "caption", "survey"}
     found = changed_files(tmp_path, seed=1)
-    everything = set(files_of(params_of("tiny"), tmp_path / "c")) - {"reports"}
+    everything = set(files_of(params_of("tiny"), tmp_path / "c")) - set(REPORTS)
     blind_to_it = {f"protect/{case}-{arm}" for case in CASES for arm in ("full", "uce")}
     assert found == {name for name in everything if name.split("/")[0] not in still} - blind_to_it
 
@@ -196,7 +197,7 @@ def test_a_new_default_shows_in_the_settings_that_are_watched(tmp_path: Path, mo
     before = files_of(params_of("tiny"), tmp_path / "a")
     monkeypatch.setitem(MASK_PRESETS["freezeasguard"], "mask_lr", 0.02)
     after = files_of(params_of("tiny"), tmp_path / "b")
-    changed = {name for name in before if before[name] != after[name]} - {"reports"}
+    changed = {name for name in before if before[name] != after[name]} - set(REPORTS)
     assert changed and all(name.startswith("protect/") and "freezeasguard" in name for name in changed)
 
 
@@ -213,8 +214,12 @@ def test_a_stage_reads_back_what_was_resolved(tmp_path: Path) -> None:
     assert read_settings(AdaptSettings, "adapt/explicit-uce-before", tmp_path).finetuning.steps == 0
     mask = read_settings(ProtectSettings, "protect/artworks-freezeasguard-70", tmp_path)
     assert mask.rho == 0.7 and mask.mask == params.mask_block("artworks")
-    assert read_reported(tmp_path).cases == params.cases
-    assert list(read_reported(tmp_path).cases) == ["portraits", "artworks", "explicit"]  # as params.yaml has them
+    assert read_reported("tables", tmp_path).cases == params.cases
+    assert list(read_reported("tables", tmp_path).cases) == [
+        "portraits",
+        "artworks",
+        "explicit",
+    ]  # as params.yaml has them
     with pytest.raises(
         FreezeAsGuardError, match="no 'nobody-full' for the stage adapt; it has artworks-freezeasguard,"
     ):
@@ -252,22 +257,20 @@ def test_cells_command_derives_the_arms(tmp_path: Path) -> None:
     assert "portraits-pretrained" not in cells["protected"] and "portraits-random-10" in cells["protected"]
 
 
-def test_a_protected_model_names_the_code_and_data_that_it_stands_on(tmp_path: Path) -> None:
+def test_a_protected_model_names_the_data_that_it_stands_on(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     write_profile("tiny", path)
     found = json.loads((tmp_path / "data/cells.json").read_text())["protected"]
-    package, model = "stages/freezeasguard", "data/fetched/tiny-1.5"
-    latents, finetuned = "data/latents/artworks", "data/finetuned/artworks"
+    model, latents, finetuned = "data/fetched/tiny-1.5", "data/latents/artworks", "data/finetuned/artworks"
     expected = {
-        "freezeasguard-70": ("protections/freezeasguard.py", "masks", latents, finetuned),
-        "imma": ("protections/imma.py", "users", latents, model),
-        "uce": ("protections/uce.py", "protections/uce.py", latents, model),
-        "random": ("protections/random_freezing.py", "protections/random_freezing.py", model, model),
+        "freezeasguard-70": (latents, finetuned),
+        "imma": (latents, model),
+        "uce": (latents, model),
+        "random": (model, model),
     }
-    for arm, (code, also, first, second) in expected.items():
+    for arm, data in expected.items():
         cell = found[f"artworks-{arm}"]
-        assert (cell["code"], cell["code_also"]) == (f"{package}/{code}", f"{package}/{also}")
-        assert (cell["latents"], cell["finetuned"]) == (first, second)
+        assert (cell["latents"], cell["finetuned"]) == data
     assert Arm.parse("uce").kind.reads == "latents"
 
 

@@ -7,7 +7,6 @@ module with `protect(inputs: Inputs) -> Protected` - and one line here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Literal
 
 from freezeasguard.errors import FreezeAsGuardError
@@ -25,8 +24,6 @@ class Method:
     """What it looks at: the model alone; also the case's encoded images; also theta_ft."""
     block: str = ""
     """The block of params.yaml that it takes, if any."""
-    code: str = ""
-    """A package below `freezeasguard` that its module stands on, besides `models`."""
     learned: bool = False
     """Its mask was learned from a task signal, and so comes with diagnostics."""
     control: bool = False
@@ -47,36 +44,25 @@ class Method:
     def import_path(self) -> str:
         return self.module if "." in self.module else f"{PACKAGE}.{self.module}"
 
-    @property
-    def code_file(self) -> str:
-        """The module's file, as dvc.yaml names it."""
-        return f"{PurePosixPath('stages', *self.import_path.split('.'))}.py"
-
-    @property
-    def code_also(self) -> str:
-        """The package it stands on, as dvc.yaml names it; its own file where there is none."""
-        return f"stages/freezeasguard/{self.code}" if self.code else self.code_file
-
 
 METHODS: dict[str, Method] = {
     "full": Method("Full FT", "unprotected", color="#0072b2", paper="full"),
     "uce": Method("UCE", "uce", "latents", "uce", gate=True, color="#56b4e9", paper="uce"),
     "uce_b": Method("UCE, reading B", "uce", "latents", "uce", gate=True, color="#999933"),
-    "imma": Method("IMMA", "imma", "latents", "imma", "users", color="#cc79a7", paper="imma"),
+    "imma": Method("IMMA", "imma", "latents", "imma", color="#cc79a7", paper="imma"),
     "freezeasguard": Method(
         "FG-{share}",
         "freezeasguard",
         "finetuned",
         "mask",
-        "masks",
         learned=True,
         color="#d55e00",
         paper="freezeasguard",
     ),
     "random": Method("R-{share}", "random_freezing", color="#009e73", paper="random"),
     "random_parameters": Method("R-{share} of parameters", "random_freezing", control=True),
-    "one_shot": Method("One shot, {share}", "freezeasguard", "finetuned", "mask", "masks", control=True),
-    "zeroed_signal": Method("Zeroed signal, {share}", "freezeasguard", "finetuned", "mask", "masks", control=True),
+    "one_shot": Method("One shot, {share}", "freezeasguard", "finetuned", "mask", control=True),
+    "zeroed_signal": Method("Zeroed signal, {share}", "freezeasguard", "finetuned", "mask", control=True),
     "magnitude": Method("Magnitude first, {share}", "heuristics", control=True),
     "attention": Method("Attention first, {share}", "heuristics", control=True),
     "convolutions": Method("Convolutions first, {share}", "heuristics", control=True),

@@ -101,8 +101,8 @@ def check_cells(params: Params, path: Path = CELLS) -> None:
 def cells_content(params: Params) -> dict[str, dict[str, Any]]:
     """What dvc.yaml runs over beside the domains and cases of params.yaml itself.
 
-    `fetched`: a model, and the folder whose change brings it again. `protected`: a case and arm, with the code and
-    data that its method stands on; where it stands on less than another, a path that it has anyway is named again.
+    `fetched`: a model, and the folder whose change brings it again. `protected`: a case and arm, with the data
+    that its method stands on; where it stands on less than another, a path that it has anyway is named again.
     `cells`: a case and arm, and the protected model that its users start from.
     """
     fetched = {
@@ -117,8 +117,6 @@ def cells_content(params: Params) -> dict[str, dict[str, Any]]:
             "case": case,
             "arm": arm.name,
             "model": params.cases[case].model,
-            "code": kind.code_file,
-            "code_also": kind.code_also,
             "latents": model if kind.reads == "model" else latents,
             "finetuned": finetuned if kind.reads == "finetuned" else model,
         }

@@ -2,7 +2,7 @@
 
 Every later stage reads its own file alone, and DVC watches that file: what a stage can read of the settings is what
 it depends on, a new default or preset re-runs what it changes and nothing else, and the code that filled the values
-in needs no watching.
+in needs no watching. Beside the settings the file names the code that the stage stands on (see `settings.code`).
 """
 
 from __future__ import annotations
@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from freezeasguard.arms import Arm
+from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import folder_atomically, read_json, write_json
+from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.blocks import Block, Seed
+from freezeasguard.settings.code import REPORTS, code_of
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.methods import IMMA, UCE
 from freezeasguard.settings.params import Caption, Domain, Params, Score
 from freezeasguard.settings.users import Adapt, Finetuning, Generate
+from freezeasguard.users.registry import ATTACKERS, COMPLIANT
 
 SETTINGS = Path("data/settings")
 AnyBlock = TypeVar("AnyBlock", bound=Block)
@@ -116,51 +120,49 @@ def protect_settings(params: Params, case: str, arm: Arm) -> ProtectSettings:
     return ProtectSettings(seed=seed, arm=arm.name, rho=arm.rho(params.rho), **own)
 
 
-def resolved(params: Params) -> Iterator[tuple[str, Block]]:
-    """(file name without suffix, settings) of every stage that takes any."""
+Modules = tuple[str, ...]
+
+
+def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
+    """(file name without suffix, settings, the modules that they name) of every stage that takes any."""
     seed = params.seed
     for name, model in params.models.items():
-        yield f"fetch/{name}", model
+        yield f"fetch/{name}", model, ()
     for name, domain in params.domains.items():
-        yield f"crawl/{name}", CrawlSettings(seed=seed, domain=_domain_for_crawl(domain))
-        yield f"caption/{name}", CaptionSettings(caption=domain.caption)
-        yield (
-            f"split/{name}",
-            SplitSettings(
-                seed=seed,
-                mask_learning_images=domain.mask_learning_images,
-                held_out_images=domain.held_out_images,
-            ),
-        )
-        yield f"survey/{name}", SurveySettings(explicit=domain.explicit)
+        crawl = CrawlSettings(seed=seed, domain=_domain_for_crawl(domain))
+        yield f"crawl/{name}", crawl, (SOURCES[domain.source].import_path,)
+        yield f"caption/{name}", CaptionSettings(caption=domain.caption), ()
+        split = {"mask_learning_images": domain.mask_learning_images, "held_out_images": domain.held_out_images}
+        yield f"split/{name}", SplitSettings(seed=seed, **split), ()
+        yield f"survey/{name}", SurveySettings(explicit=domain.explicit), ()
     for name, case in params.cases.items():
         scores = list(params.domain_of(name).score_names())
+        of_scores = tuple(sorted({type(SCORES[score]).__module__ for score in scores}))
         sides = {"illegal": case.illegal, "legal": case.legal}
-        yield f"encode/{name}", EncodeSettings(seed=seed, roles=params.roles, **sides)
-        yield f"reference/{name}", ReferenceSettings(seed=seed, scores=scores, score=params.score)
-        yield f"relearn/{name}", RelearnSettings(seed=seed, users=params.mask.users, finetuning=params.relearn)
-        yield f"generate/{name}", GenerateSettings(seed=seed, generate=params.generate)
-        yield f"score/{name}", ScoreSettings(seed=seed, arms=case.arms, scores=scores, score=params.score)
+        yield f"encode/{name}", EncodeSettings(seed=seed, roles=params.roles, **sides), ()
+        yield f"reference/{name}", ReferenceSettings(seed=seed, scores=scores, score=params.score), of_scores
+        relearn = RelearnSettings(seed=seed, users=params.mask.users, finetuning=params.relearn)
+        yield f"relearn/{name}", relearn, (ATTACKERS[COMPLIANT],)
+        yield f"generate/{name}", GenerateSettings(seed=seed, generate=params.generate), ()
+        yield f"score/{name}", ScoreSettings(seed=seed, arms=case.arms, scores=scores, score=params.score), of_scores
     for case, arm in params.protected:
-        yield f"protect/{case}-{arm.name}", protect_settings(params, case, arm)
+        yield f"protect/{case}-{arm.name}", protect_settings(params, case, arm), (arm.kind.import_path,)
     for case, arm in params.cells:
-        yield f"adapt/{case}-{arm.name}", AdaptSettings(seed=seed, finetuning=params.adapt_block(case, arm))
-
-
-REPORTED = "reports"
-"""What tables, figures, the page and MLflow read: all of it."""
+        block = params.adapt_block(case, arm)
+        yield f"adapt/{case}-{arm.name}", AdaptSettings(seed=seed, finetuning=block), (ATTACKERS[block.attacker],)
 
 
 def write_settings(params: Params, out: Path = SETTINGS) -> int:
-    """Write every stage's file and `reports.json`; returns how many."""
+    """Write every stage's file; returns how many."""
     everything = params.model_copy(
         update={"workers": 1, "device": "auto"}  # say nothing of the machine: they change no result
     )
+    files = [*resolved(params), *((stage, everything, ()) for stage in REPORTS)]
     with folder_atomically(out) as temporary:
-        files = [*resolved(params), (REPORTED, everything)]
-        for name, block in files:
-            # The reports show cases in the order of params.yaml, so that this file keeps it.
-            write_json(temporary / f"{name}.json", block.model_dump(mode="json"), sort_keys=name != REPORTED)
+        for name, block, modules in files:
+            content = {"settings": block.model_dump(mode="json"), "code": code_of(name.partition("/")[0], modules)}
+            # The reports show cases in the order of params.yaml, so that their files keep it.
+            write_json(temporary / f"{name}.json", content, sort_keys=name not in REPORTS)
     return len(files)
 
 
@@ -172,9 +174,9 @@ def read_settings(block: type[AnyBlock], name: str, folder: Path = SETTINGS) -> 
         stage, _, key = name.partition("/")
         raise FreezeAsGuardError(f"params.yaml has no {key!r} for the stage {stage}; it has {known}")
     values = read_json(path, "run `dvc repro settings`")
-    return block.model_validate(values)
+    return block.model_validate(values["settings"])
 
 
-def read_reported(folder: Path = SETTINGS) -> Params:
-    """All settings, as the reports need them."""
-    return read_settings(Params, REPORTED, folder)
+def read_reported(stage: str, folder: Path = SETTINGS) -> Params:
+    """All settings, as the reports need them; `stage` is one of `code.REPORTS`."""
+    return read_settings(Params, stage, folder)

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from freezeasguard.settings.blocks import Block, NotNegative, Positive, PositiveFloat
-from freezeasguard.users.registry import ATTACKERS
+from freezeasguard.users.registry import ATTACKERS, COMPLIANT
 
 
 class Finetuning(Block):
@@ -25,7 +25,7 @@ class Finetuning(Block):
 class Adapt(Finetuning):
     """The users after protection."""
 
-    attacker: str = "compliant"
+    attacker: str = COMPLIANT
     """A name out of `users.registry`: what the user does with the mask."""
 
     @field_validator("attacker")

@@ -19,7 +19,7 @@ from freezeasguard.models.protected import Protected, read_protected
 from freezeasguard.settings.resolve import AdaptSettings
 from freezeasguard.settings.users import Finetuning
 from freezeasguard.sides import SIDES
-from freezeasguard.users.registry import attacker
+from freezeasguard.users.registry import COMPLIANT, attacker
 from freezeasguard.users.training import Checkpoint, changed_tensors
 from freezeasguard.workers import run_side_by_side
 
@@ -87,7 +87,7 @@ def adapt_and_save(
     )
     checkpoint = Checkpoint(CHECKPOINTS / f"{checkpoint_name}.pt", identity)
     how = {"checkpoint": checkpoint, "description": f"fine-tuning {checkpoint_name}"}
-    attack = attacker(getattr(settings, "attacker", "compliant"))
+    attack = attacker(getattr(settings, "attacker", COMPLIANT))
     generator = torch.Generator().manual_seed(seed)
     losses = attack(unet, protected, schedule, data, settings, device, generator=generator, **how)
     # Seeded apart from training, and alike for every arm.

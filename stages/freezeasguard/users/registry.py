@@ -11,8 +11,9 @@ from importlib import import_module
 
 from freezeasguard.errors import FreezeAsGuardError
 
+COMPLIANT = "compliant"
 ATTACKERS = {
-    "compliant": "freezeasguard.users.compliant",
+    COMPLIANT: "freezeasguard.users.compliant",
     "unfreeze": "freezeasguard.users.unfreeze",
 }
 
