@@ -9,6 +9,8 @@ gc.disable()
 
 # The library beside this folder, wherever another is installed: a queued experiment runs its own commit's code.
 sys.path.insert(0, str(Path(__file__).parent))
-import freezeasguard  # noqa: E402, F401
+from freezeasguard.warm import hand_over  # noqa: E402
 
 sys.path.pop(0)
+if sys.argv[0] == "-m":  # a stage's command, before it imports anything heavy
+    hand_over()

@@ -12,6 +12,7 @@ import typer
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
+from freezeasguard.warm import quiet
 
 DATA = Path("data")
 REPORTS = Path("reports")
@@ -31,9 +32,7 @@ def run(command: Callable[..., Any]) -> None:
     gc.enable()
     # The networks are small: one thread is faster, and leaves the other core to the cell's other side.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet()
     command.__doc__ = command.__doc__ or sys.modules[command.__module__].__doc__
     try:
         typer.run(command)

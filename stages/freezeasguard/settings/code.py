@@ -28,6 +28,7 @@ PLUMBING = {
     f"{LIBRARY}/errors.py": "the words of an error",
     f"{LIBRARY}/files.py": "how files are written whole; never what",
     f"{LIBRARY}/sides.py": "names of columns and files, which both ends of a stage share",
+    f"{LIBRARY}/warm.py": "which process runs a stage; never what",
     f"{LIBRARY}/workers.py": "which process does what; results do not depend on it",
     f"{LIBRARY}/data/sources/registry.py": "where a source's code lies; the code itself is listed",
     f"{LIBRARY}/users/registry.py": "where an attacker's code lies; the code itself is listed",
