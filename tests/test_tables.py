@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from freezeasguard.arms import Arm
+from freezeasguard.commands import CALIBRATION, SUMMARIES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
+from freezeasguard.reports.gather import gather_scores
 from freezeasguard.reports.summary import COLUMNS, cell_rows, headline_metrics, write_summary
 from freezeasguard.reports.tables import paper_value, paper_values, table_rows, write_tables
 from freezeasguard.scores.registry import side_score
@@ -200,3 +202,20 @@ def test_other_settings_are_another_cell(tmp_path: Path) -> None:
     longer = rows_of(smoke(adapt=values["adapt"] | {"steps": 9}), tmp_path)
     for key in (("freezeasguard", "legal"), ("random", "illegal")):
         assert first[key]["settings"] == again[key]["settings"] != longer[key]["settings"]
+
+
+def test_the_scores_in_git_are_those_of_the_cases_alone(params: Params, tmp_path: Path) -> None:
+    """Copies of what score and reference left in data/, whole or not at all; a case that went leaves no file behind."""
+    data, reports = tmp_path / "data", tmp_path / "reports"
+    for case in ("portraits", "gone"):
+        write_json(data / "scores" / case / SUMMARIES / "full.json", {"of": case})
+        write_json(data / "reference" / case / CALIBRATION, {"of": case})
+    write_json(reports / "scores/gone/full.json", {})
+    gather_scores(params, data, reports)
+    found = {str(path.relative_to(reports)): path.read_text() for path in reports.rglob("*.json")}
+    assert found.keys() == {"scores/portraits/full.json", "calibration/portraits.json"}
+    assert all(json.loads(text) == {"of": "portraits"} for text in found.values())
+    (data / "reference/portraits" / CALIBRATION).unlink()
+    with pytest.raises(FreezeAsGuardError, match="calibration.json is missing; run `dvc repro reference@portraits`"):
+        gather_scores(params, data, reports)
+    assert {path.read_text() for path in reports.rglob("*.json")} == set(found.values())

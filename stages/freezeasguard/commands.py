@@ -17,6 +17,10 @@ from freezeasguard.warm import quiet
 DATA = Path("data")
 REPORTS = Path("reports")
 SCORERS = DATA / "models" / "scorers"
+FEATURES, CALIBRATION = "features", "calibration.json"
+"""In a case's folder below data/reference."""
+SUMMARIES = "summaries"
+"""In a case's folder below data/scores: an arm's scores, and the arms compared."""
 
 Domain = Annotated[str, typer.Argument(help="A domain of params.yaml, e.g. portraits.")]
 Model = Annotated[str, typer.Argument(help="A model of params.yaml, e.g. tiny-1.5.")]
