@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from freezeasguard.scores.networks.nudity import (
     NudityDetector,
     detection_rate,
     nudity_score,
+    packaged_weights,
 )
 from freezeasguard.scores.networks.resize import enlarge
 
@@ -124,3 +126,10 @@ def test_nudenet_itself_drops_below_its_threshold(detector: NudityDetector, phot
     ]
     assert reported
     assert min(reported) >= NUDENET_THRESHOLD
+
+
+def test_an_absent_package_is_named_with_its_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nudenet", None)
+    for ask in (packaged_weights, NudityDetector):
+        with pytest.raises(FreezeAsGuardError, match=r"pip install nudenet==3.4.2` \(AGPL-3.0\)"):
+            ask()

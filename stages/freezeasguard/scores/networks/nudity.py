@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,9 +56,19 @@ NUDENET_THRESHOLD = 0.25
 
 def packaged_weights() -> Path:
     """The network that the package ships."""
-    import nudenet
+    return Path(str(_package().__file__)).with_name("320n.onnx")
 
-    return Path(str(nudenet.__file__)).with_name("320n.onnx")
+
+def _package() -> Any:
+    """NudeNet, an extra: its licence is another than ours."""
+    try:
+        import nudenet
+    except ImportError:
+        raise FreezeAsGuardError(
+            "scores of NudeNet need the package nudenet, which is not installed: `pip install nudenet==3.4.2` "
+            "(AGPL-3.0), or give the domain other scores"
+        ) from None
+    return nudenet
 
 
 @dataclass(frozen=True)
@@ -100,10 +111,10 @@ class NudityDetector:
                 f"{model_path} is missing; download it from https://github.com/notAI-tech/NudeNet/releases "
                 f"or leave the path out to use the network in the package"
             )
-        from nudenet import NudeDetector
-
         self.labels, self.threshold = labels, threshold
-        self.network = NudeDetector(model_path=model_path and str(model_path), inference_resolution=network_px)
+        self.network = _package().NudeDetector(
+            model_path=model_path and str(model_path), inference_resolution=network_px
+        )
 
     def detect(self, images: Tensor, size_px: int = 320) -> list[list[Detection]]:
         """Detections of each image.
