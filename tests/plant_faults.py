@@ -30,6 +30,7 @@ class Fault(NamedTuple):
 
 OTHER = "SIDES[1 - SIDES.index(side)]"
 USERS, PARTS, PROTECT = "test_users.py", "test_parts.py", "test_protections.py test_baseline_stages.py test_parts.py"
+CODE = "test_dependencies.py"
 SOURCES, SCORING = "test_sources.py", "scores/test_score_wiring.py"
 
 FAULTS = [
@@ -185,7 +186,33 @@ FAULTS = [
     Fault("zip: links unchecked", "data/download.py", " or stat.S_ISLNK(info.external_attr >> 16)", "", SOURCES),
     Fault("zip: running byte count unchecked", "data/download.py", "if left < 0:", "if False:", SOURCES),
     Fault("zip: file count unchecked", "data/download.py", "len(infos) > max_files or ", "", SOURCES),
-    # --- settings
+    # --- code and settings
+    Fault("an edit of code reaches no stage", "settings/code.py", "_name(path): digest(path)", '_name(path): ""', CODE),
+    Fault(
+        "imports within functions go unseen", "settings/code.py", "                yield from nodes(node)\n", "", CODE
+    ),
+    Fault(
+        "a method's own module is not watched",
+        "settings/resolve.py",
+        "protect_settings(params, case, arm), (arm.kind.import_path,)",
+        "protect_settings(params, case, arm), ()",
+        CODE,
+    ),
+    Fault(
+        "a queued experiment runs the installed library",
+        "../__init__.py",
+        "sys.path.insert(0, str(Path(__file__).parent))",
+        'sys.path.insert(0, "")',
+        CODE,
+    ),
+    Fault("a warm stage outlives its command", "warm.py", "                    _kill(key.data)\n", "", "test_warm.py"),
+    Fault(
+        "scores of a case that went stay in git",
+        "reports/gather.py",
+        'folder_atomically(reports / "scores") as scores',
+        '__import__("contextlib").nullcontext(reports / "scores") as scores',
+        "test_tables.py",
+    ),
     Fault(
         "a mask of a sweep follows rho",
         "arms.py",
