@@ -51,8 +51,8 @@ FAULTS = [
     Fault(
         "fine-tuned sides swapped",
         "protections/freezeasguard.py",
-        "        sides: load_file(folder",
-        "        tuple(reversed(sides)) if len(sides) > 1 else (SIDES[1 - SIDES.index(sides[0])],): load_file(folder",
+        "        sides: read_tensors(",
+        "        tuple(reversed(sides)) if len(sides) > 1 else (SIDES[1 - SIDES.index(sides[0])],): read_tensors(",
         "test_users.py",
     ),
     Fault(

@@ -88,7 +88,7 @@ def stored_tensors(model: Path) -> dict[str, Tensor]:
     names: set[str] = set()
     files = {weights}
     if index.is_file():
-        shards = read_json(index, remedy).get("weight_map", {})
+        shards = read_json(index, remedy, keys=("weight_map",))["weight_map"]
         names, files = set(shards), {folder / file for file in shards.values()}
     tensors: dict[str, Tensor] = {}
     for path in sorted(files):
