@@ -93,7 +93,8 @@ def check_cells(params: Params, path: Path = CELLS) -> None:
     remedy = "run `freezeasguard cells`"
     found = read_json(path, remedy)
     for key, expected in cells_content(params).items():
-        block = found.get(key, {}) if isinstance(found, dict) else {}
+        block = found.get(key)
+        block = block if isinstance(block, dict) else {}
         if odd := sorted(name for name in {*block, *expected} if block.get(name) != expected.get(name)):
             raise FreezeAsGuardError(f"{path}: {key} does not match the cases of params.yaml (see {odd[0]}); {remedy}")
 
