@@ -85,14 +85,10 @@ def test_edits_of_a_spreadsheet_are_read_or_told_how_to_be_saved(content: bytes,
 
 
 @MANY
-@given(
-    st.one_of(
-        st.binary(max_size=80), st.text(max_size=80).map(lambda t: ("path,caption\n" + t).encode("utf-8", "replace"))
-    )
-)
-def test_edits_of_any_bytes_are_a_table_or_one_line(tmp_path: Path, content: bytes) -> None:
+@given(st.binary(max_size=80), st.sampled_from([b"", b"path,caption\n", b"\xef\xbb\xbfpath,caption\r\na.png,"]))
+def test_edits_of_any_bytes_are_a_table_or_one_line(tmp_path: Path, junk: bytes, start: bytes) -> None:
     path = tmp_path / "any.csv"
-    path.write_bytes(content)
+    path.write_bytes(start + junk)
     try:
         edits = read_edits(path)
     except FreezeAsGuardError as error:
@@ -177,7 +173,10 @@ def test_a_table_that_is_empty_torn_or_without_its_columns_is_one_line(content: 
 
 
 @MANY
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=12), min_size=1, max_size=5))
+@given(
+    # Python's csv writer leaves a lone \r unquoted until 3.13; such a table is refused (the next test).
+    st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), max_size=12), min_size=1)
+)
 def test_a_manifest_of_any_text_comes_back_as_it_was(tmp_path: Path, texts: list[str]) -> None:
     """Captions of the web: quotes, commas, line breaks, numbers, NA, formulas."""
     table = pd.DataFrame([dict.fromkeys(COLUMNS, "x") | {"caption": text, "class": text} for text in texts], dtype=str)
@@ -362,7 +361,7 @@ def test_users_and_generators_name_the_model_or_cell_that_is_not_there(
     stages = {name: import_module(f"stages.{name}").main for name in ("adapt", "relearn", "generate")}
     refused(lambda: stages["adapt"]("portraits", "full", "nothing"), "nothing lacks unet", "dvc repro -f fetch@nothing")
     refused(lambda: stages["relearn"]("portraits", "nothing"), "nothing lacks unet", "dvc repro -f fetch@nothing")
-    said = ("illegal.safetensors is missing", "dvc repro -f adapt@portraits-nonsense")
+    said = ("legal.safetensors is missing", "dvc repro -f adapt@portraits-nonsense")
     refused(lambda: stages["generate"]("portraits", "nonsense", "tiny-1.5"), *said)
     assert not Path("data/adapted").exists() or not list(Path("data/adapted").rglob("*.json"))
 
@@ -413,7 +412,10 @@ def test_generation_stops_where_latents_or_images_are_not_finite(
     monkeypatch.setattr(generate, "load_vae", lambda _: vae)
     config = CONFIG.model_copy(update={"guidance_scale": torch.inf} if case == "guidance" else {})
     settings = generate.GenerateSettings.model_construct(seed=0, generate=config)
-    run = lambda: generate.generate_cell(settings, Path(), Path(), data, tmp_path / "out", "faces full", "cpu", 1)  # noqa: E731
+
+    def run() -> None:
+        generate.generate_cell(settings, Path(), Path(), data, tmp_path / "out", "faces full", "cpu", 1)
+
     what = "images after step 2" if case == "images" else "latents at step 0 of 3"
     refused(
         run, f"generating faces full illegal: the {what} are not finite", "lower adapt.lr or generate.guidance_scale"
@@ -431,8 +433,9 @@ def learner(users: Any = None, **changes: Any) -> MaskLearner:
 def test_a_mask_is_not_learned_from_what_is_not_finite() -> None:
     before = learner()
     refused(lambda: learner(broken("weight", torch.nan)).learn(), "the loss is nan at", "lower mask.user_lr")
-    refused(lambda: learner(broken("weight", torch.nan)).one_shot(), "the illegal side: the loss is nan at mask step 0")
-    before.logits = torch.full_like(before.logits, torch.nan)
+    one_shot = learner(broken("weight", torch.nan)).one_shot
+    refused(one_shot, "the illegal side: the loss is nan at mask step 0")
+    before.optimizer.step = lambda logits, _: logits / 0
     refused(before.mask_step, "the mask's logits are not finite", "lower mask.mask_lr")
 
 
@@ -444,7 +447,10 @@ def test_a_user_whose_last_step_diverged_leaves_nothing(tmp_path: Path, monkeypa
     monkeypatch.setattr(adapt, "load_scheduler", lambda _: load_scheduler(ROOT / "data/models/tiny-1.5"))
     sets = {"illegal": random_latents(4, seed=0)}
     config = Finetuning(steps=1, batch_size=2, lr=1e30)
-    run = lambda: adapt.train_users(config, 0, tmp_path, None, sets, tmp_path / "out/c/a", "faces-full", "cpu", 1)  # noqa: E731
+
+    def run() -> None:
+        adapt.train_users(config, 0, tmp_path, None, sets, tmp_path / "out/c/a", "faces-full", "cpu", 1)
+
     refused(run, "fine-tuning faces-full-illegal: the loss is", "at the end; lower its lr")
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.tmp"))
     assert model_hash(named_tensors(toy)) != model_hash(named_tensors(ToyDenoiser()))  # the step was taken

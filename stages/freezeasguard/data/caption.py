@@ -316,7 +316,10 @@ def caption_images(
         The table with `caption` filled and `caption_source` in edited, source, blip2; and how many rows
         are from_source, edited, captioned (by the model), and of these empty and runaway.
     """
-    edits = {key: text.strip() for key, text in (edited or {}).items() if isinstance(text, str) and text.strip()}
+    # A caption is one line: Python's csv writer leaves a lone "\r" unquoted, which would tear the table.
+    edits = {
+        key: " ".join(text.split()) for key, text in (edited or {}).items() if isinstance(text, str) and text.strip()
+    }
     if unknown := sorted(edits.keys() - set(table["sha256"]) - set(table["path"])):
         message = f"{len(unknown)} of {len(edits)} edited captions are of no image here, e.g. {unknown[0]}"
         tqdm.write(message, file=sys.stderr)
