@@ -30,7 +30,7 @@ class Fault(NamedTuple):
 
 OTHER = "SIDES[1 - SIDES.index(side)]"
 USERS, PARTS, PROTECT = "test_users.py", "test_parts.py", "test_protections.py test_baseline_stages.py test_parts.py"
-SOURCES, SCORING = "test_sources.py", "scores/test_score_wiring.py"
+SOURCES, SCORING, TORN = "test_sources.py", "scores/test_score_wiring.py", "test_torn_files.py"
 
 FAULTS = [
     # --- sides, parts, seeds
@@ -185,6 +185,30 @@ FAULTS = [
     Fault("zip: links unchecked", "data/download.py", " or stat.S_ISLNK(info.external_attr >> 16)", "", SOURCES),
     Fault("zip: running byte count unchecked", "data/download.py", "if left < 0:", "if False:", SOURCES),
     Fault("zip: file count unchecked", "data/download.py", "len(infos) > max_files or ", "", SOURCES),
+    # --- what a stage before left
+    Fault(
+        "digests of a mask and its edits unchecked",
+        "models/protected.py",
+        'if digest != content[f"{kind}_sha256"]:',
+        "if False:",
+        "test_protected.py",
+    ),
+    Fault(
+        "digest of protected.json unchecked",
+        "models/protected_file.py",
+        'if sealed(content)["content_sha256"] != content["content_sha256"]:',
+        "if False:",
+        "test_protected.py",
+    ),
+    Fault(
+        "values that are not finite drawn", "models/sampling.py", "if not values.isfinite().all():", "if False:", TORN
+    ),
+    Fault(
+        "losses that are not finite trained on", "models/batches.py", "if not math.isfinite(loss):", "if False:", TORN
+    ),
+    Fault(
+        "rows of another length read", "files.py", "if odd := [(line, len(row))", "if [] and [(line, len(row))", TORN
+    ),
     # --- settings
     Fault(
         "a mask of a sweep follows rho",
