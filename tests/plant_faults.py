@@ -31,7 +31,7 @@ class Fault(NamedTuple):
 OTHER = "SIDES[1 - SIDES.index(side)]"
 USERS, PARTS, PROTECT = "test_users.py", "test_parts.py", "test_protections.py test_baseline_stages.py test_parts.py"
 CODE = "test_dependencies.py"
-SOURCES, SCORING = "test_sources.py", "scores/test_score_wiring.py"
+SOURCES, SCORING, TORN = "test_sources.py", "scores/test_score_wiring.py", "test_torn_files.py"
 
 FAULTS = [
     # --- sides, parts, seeds
@@ -52,8 +52,8 @@ FAULTS = [
     Fault(
         "fine-tuned sides swapped",
         "protections/freezeasguard.py",
-        "        sides: load_file(folder",
-        "        tuple(reversed(sides)) if len(sides) > 1 else (SIDES[1 - SIDES.index(sides[0])],): load_file(folder",
+        "        sides: read_tensors(",
+        "        tuple(reversed(sides)) if len(sides) > 1 else (SIDES[1 - SIDES.index(sides[0])],): read_tensors(",
         "test_users.py",
     ),
     Fault(
@@ -186,7 +186,7 @@ FAULTS = [
     Fault("zip: links unchecked", "data/download.py", " or stat.S_ISLNK(info.external_attr >> 16)", "", SOURCES),
     Fault("zip: running byte count unchecked", "data/download.py", "if left < 0:", "if False:", SOURCES),
     Fault("zip: file count unchecked", "data/download.py", "len(infos) > max_files or ", "", SOURCES),
-    # --- code and settings
+    # --- code
     Fault("an edit of code reaches no stage", "settings/code.py", "_name(path): digest(path)", '_name(path): ""', CODE),
     Fault(
         "imports within functions go unseen", "settings/code.py", "                yield from nodes(node)\n", "", CODE
@@ -213,6 +213,25 @@ FAULTS = [
         '__import__("contextlib").nullcontext(reports / "scores") as scores',
         "test_tables.py",
     ),
+    # --- what a stage before left
+    Fault(
+        "digests of a mask and its edits unchecked",
+        "models/protected.py",
+        'if digest != content[f"{kind}_sha256"]:',
+        "if False:",
+        "test_protected.py",
+    ),
+    Fault(
+        "digest of protected.json unchecked",
+        "models/protected_file.py",
+        'if sealed(content)["content_sha256"] != content["content_sha256"]:',
+        "if False:",
+        "test_protected.py",
+    ),
+    Fault("infinite values drawn", "models/sampling.py", "if not values.isfinite().all():", "if False:", TORN),
+    Fault("infinite losses trained on", "models/batches.py", "if not math.isfinite(loss):", "if False:", TORN),
+    Fault("rows of any length read", "files.py", "if odd := [(line, len(row))", "if [] and [(line, len(row))", TORN),
+    # --- settings
     Fault(
         "a mask of a sweep follows rho",
         "arms.py",

@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 
 from freezeasguard.files import write_json
+from freezeasguard.models.protected_file import FORMAT, sealed
 from freezeasguard.settings.params import Params, parse_params
 from freezeasguard.settings.profiles import profile_text
 from freezeasguard.sides import SIDES
@@ -81,11 +82,13 @@ def write_cells(params: Params, root: Path) -> None:
     for _, arm in params.protected:
         diagnostics = {"share_of_parameters_frozen": arm.rho(params.rho), "mask_bytes": 2048}
         content = {
-            "format": 1, "frozen": {"conv_in.weight": [1]} if arm.kind.freezes else {}, "diagnostics": diagnostics,
+            "format": FORMAT, "method": arm.method, "model_sha256": "", "n_tensors": 2, "granularity": "tensor",
+            "frozen": {"conv_in.weight": [1]} if arm.kind.freezes else {}, "frozen_units": {}, "mask_sha256": "",
+            "edited": {}, "edited_sha256": "", "settings": {}, "diagnostics": diagnostics,
         }  # fmt: skip
         if arm.kind.learned:
             content["diagnostics"] = {**diagnostics, **learned_diagnostics(params.rho)}
-        write_json(root / "data/protected" / case / arm.name / "protected.json", content)
+        write_json(root / "data/protected" / case / arm.name / "protected.json", sealed(content))
 
 
 def learned_diagnostics(rho: float) -> dict[str, Any]:

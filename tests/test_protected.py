@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +20,16 @@ from freezeasguard import files
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models import protected
 from freezeasguard.models.diffusion import model_hash, named_tensors
+from freezeasguard.models.granularity import mask_digest
 from freezeasguard.models.protected import (
     Protected,
+    load_adapted,
     load_tensors,
     mask_sizes,
     read_protected,
     write_protected,
 )
-from freezeasguard.models.protected_file import read_protected_file
+from freezeasguard.models.protected_file import read_protected_file, sealed
 
 MASK = Protected("freezeasguard", frozenset({"weight", "gain"}), {}, {"rho": 0.3, "seed": 1}, {"overlap": 0.31})
 
@@ -40,8 +45,9 @@ def write(folder: Path, content: Protected, toy: torch.nn.Module) -> None:
 
 
 def rewrite(folder: Path, **changes: Any) -> None:
+    """As another writer of this format would: with a digest that fits what the file says."""
     path = folder / "protected.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), **changes})))
 
 
 # --- round trip -----------------------------------------------------------------------------------
@@ -82,7 +88,7 @@ def test_a_second_write_replaces_the_first(tmp_path: Path, toy: ToyDenoiser, edi
 
 
 def test_a_folder_that_is_not_there_names_its_file_and_remedy(tmp_path: Path, toy: ToyDenoiser) -> None:
-    with pytest.raises(FreezeAsGuardError, match=r"p/protected.json is missing; .*dvc repro learn_mask"):
+    with pytest.raises(FreezeAsGuardError, match=r"p/protected.json is missing; .*`dvc repro -f protect@.*-p`"):
         read_protected(tmp_path / "p", toy)
 
 
@@ -90,7 +96,9 @@ def test_another_format_and_torn_json_are_refused(tmp_path: Path, toy: ToyDenois
     folder = tmp_path / "p"
     write(folder, MASK, toy)
     rewrite(folder, format=99)
-    with pytest.raises(FreezeAsGuardError, match=r"p/protected.json has format 99; this version reads 1"):
+    with pytest.raises(
+        FreezeAsGuardError, match=r"p/protected.json has format 99; this version reads 3.*dvc repro -f protect@"
+    ):
         read_protected(folder, toy)
     (folder / "protected.json").write_text('{"format": 1, "fro')
     with pytest.raises(FreezeAsGuardError, match=r"p/protected.json is not JSON"):
@@ -178,7 +186,7 @@ def test_rows_and_weights_come_back_from_disk(granularity: str, tmp_path: Path, 
 def test_what_the_file_says_of_rows(tmp_path: Path, toy: ToyDenoiser) -> None:
     write(tmp_path / "p", PARTS["row"], toy)
     content = read_protected_file(tmp_path / "p")
-    assert (content["format"], content["granularity"], content["frozen"]) == (2, "row", {"weight": [4, 4]})
+    assert (content["format"], content["granularity"], content["frozen"]) == (3, "row", {"weight": [4, 4]})
     assert content["frozen_units"] == {
         "bias": {"shape": [4], "n_units": 4, "n_frozen": 2},
         "text": {"shape": [8, 4], "n_units": 8, "n_frozen": 3},
@@ -209,16 +217,21 @@ def test_a_row_mask_may_freeze_no_tensor_in_part(tmp_path: Path, toy: ToyDenoise
 def test_a_tensor_mask_is_written_as_it_always_was(tmp_path: Path, toy: ToyDenoiser) -> None:
     write(tmp_path / "p", MASK, toy)
     expected = {
-        "format": 1,
+        "format": 3,
         "method": "freezeasguard",
         "model_sha256": model_hash(named_tensors(toy)),
         "n_tensors": 7,
+        "granularity": "tensor",
         "frozen": {"gain": [], "weight": [4, 4]},
+        "frozen_units": {},
+        "mask_sha256": mask_digest(MASK.frozen, {}, "tensor"),
         "edited": {},
+        "edited_sha256": model_hash({}),
         "settings": {"rho": 0.3, "seed": 1},
         "diagnostics": {"overlap": 0.31},
     }
-    text = json.dumps(expected, indent=1, sort_keys=True) + "\n"
+    digest = hashlib.sha256(json.dumps(expected, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**expected, "content_sha256": digest}, indent=1, sort_keys=True) + "\n"
     assert (tmp_path / "p" / "protected.json").read_text() == text
 
 
@@ -283,9 +296,9 @@ def test_a_torn_or_missing_mask_file_is_refused(share: float, tmp_path: Path, to
             r"p/protected.json: text has 7 units, a tensor of shape \[8, 4\] has 8 at granularity 'row'",
         ),
         ({"granularity": "element"}, r"text has 8 units, .* has 32 at granularity 'element'"),
-        ({"granularity": "tensor"}, r"p/protected.json has granularity 'tensor', which format 2 does not know"),
-        ({"granularity": "column"}, r"p/protected.json has granularity 'column'"),
-        ({"format": 1}, r"p/protected.json has granularity 'row', which format 1 does not know"),
+        ({"granularity": "tensor"}, r"p/protected.json: bias has 4 units, .* has 1 at granularity 'tensor'"),
+        ({"granularity": "column"}, r"p/protected.json: granularity is 'column'"),
+        ({"format": 1}, r"p/protected.json has format 1; this version reads 3.*dvc repro -f protect@"),
         ({"model_sha256": "0" * 64}, "same shapes, other weights"),
     ],
 )
@@ -308,6 +321,143 @@ def test_units_of_another_model_are_not_even_written(
     with pytest.raises(FreezeAsGuardError, match=said):
         write(tmp_path / "p", Protected("x", granularity="row", frozen_units=units), toy)
     assert not list(tmp_path.iterdir())
+
+
+# --- nothing but what was written is read -----------------------------------------------------------
+
+BOTH = Protected("x", frozenset({"weight"}), {"time": torch.arange(4.0)}, {"rho": 0.3}, {}, "row", ROWS)
+
+
+def read_back(folder: Path, toy: ToyDenoiser) -> tuple[Any, ...]:
+    """What a user gets: all that must be as it was written."""
+    read = read_protected(folder, toy)
+    units = {name: tuple(part.tolist()) for name, part in read.frozen_units.items()}
+    return read.granularity, read.frozen, units, {name: tuple(t.tolist()) for name, t in read.edited.items()}
+
+
+@pytest.mark.parametrize("file", ["protected.json", "mask.safetensors", "edited.safetensors"])
+def test_a_changed_byte_is_refused_or_changes_nothing(file: str, tmp_path: Path, toy: ToyDenoiser) -> None:
+    write(tmp_path / "p", BOTH, toy)
+    written, path, rng = read_back(tmp_path / "p", toy), tmp_path / "p" / file, random.Random(file)
+    content, refused = path.read_bytes(), 0
+    for _ in range(200):
+        place, kind = rng.randrange(len(content)), rng.choice(["flip", "set", "cut", "drop", "add"])
+        torn = {
+            "flip": content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :],
+            "set": content[:place] + rng.randbytes(1) + content[place + 1 :],
+            "cut": content[:place],
+            "drop": content[:place] + content[place + 1 :],
+            "add": content[:place] + rng.choice([b" ", b"\n", rng.randbytes(1)]) + content[place:],
+        }[kind]
+        path.write_bytes(torn)
+        try:
+            read = read_back(tmp_path / "p", toy)
+        except FreezeAsGuardError as error:
+            refused += 1
+            assert str(error).count("\n") == 0 and "p/" in str(error) and "dvc repro -f protect@" in str(error), torn
+        else:
+            assert read == written, torn
+    assert refused > 120
+    path.write_bytes(content)
+    assert read_back(tmp_path / "p", toy) == written
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frozen_units": None}, "frozen_units is 'None'"),
+        ({"frozen_units": ...}, "frozen_units is missing"),
+        ({"mask_sha256": ...}, "mask_sha256 is missing"),
+        ({"edited_sha256": ...}, "edited_sha256 is missing"),
+        ({"frozen": ["weight"]}, r"frozen is \"\['weight'\]\""),
+        ({"frozen": {"weight": "4,4"}}, "frozen.weight is '4,4'"),
+        ({"unfrozen": []}, "unfrozen is no key of this format"),
+        ({"frozen_units": {}}, "mask.safetensors and protected.json name different tensors"),
+        ({"edited": {}}, "edited.safetensors and protected.json name different tensors"),
+        ({"frozen": {}}, "mask.safetensors: the mask has the SHA-256"),
+        ({"frozen": {"weight": [4, 4], "gain": []}}, "mask.safetensors: the mask has the SHA-256"),
+        ({"format": 2}, "has format 2; this version reads 3"),
+    ],
+)
+def test_a_mask_that_says_less_or_more_than_was_written_is_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path, toy: ToyDenoiser
+) -> None:
+    """By both readers, where the file alone tells it; with a digest that fits, as a forger would give it."""
+    write(tmp_path / "p", BOTH, toy)
+    path = tmp_path / "p" / "protected.json"
+    content = {key: value for key, value in {**json.loads(path.read_text()), **changes}.items() if value is not ...}
+    path.write_text(json.dumps(sealed(content)))
+    with pytest.raises(FreezeAsGuardError, match=said + ".*dvc repro -f protect@"):
+        read_protected(tmp_path / "p", toy)
+    if "safetensors" not in said:
+        with pytest.raises(FreezeAsGuardError, match=said):
+            read_protected_file(tmp_path / "p")
+
+
+def test_a_number_changed_by_hand_is_noticed_without_the_weights(tmp_path: Path, toy: ToyDenoiser) -> None:
+    write(tmp_path / "p", BOTH, toy)
+    path = tmp_path / "p" / "protected.json"
+    path.write_text(path.read_text().replace("0.3", "0.4"))
+    with pytest.raises(FreezeAsGuardError, match="p/protected.json is not as it was written.*dvc repro -f protect@"):
+        read_protected_file(tmp_path / "p")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null", "[" * 10**5, '"\\ud800"', "\xff", "1" * 5000])
+def test_json_of_another_shape_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "protected.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(FreezeAsGuardError, match=r"protected.json (is not JSON|holds a .*, not a dict)"):
+        read_protected_file(tmp_path)
+
+
+def test_other_units_of_the_same_number_are_refused(tmp_path: Path, toy: ToyDenoiser) -> None:
+    write(tmp_path / "p", BOTH, toy)
+    units = {"bias": torch.tensor([0b0110], dtype=torch.uint8), "text": torch.tensor([73], dtype=torch.uint8)}
+    save_file(units, tmp_path / "p" / "mask.safetensors")
+    with pytest.raises(FreezeAsGuardError, match="p/mask.safetensors: the mask has the SHA-256 .*dvc repro -f protect"):
+        read_protected(tmp_path / "p", toy)
+
+
+EDITS = {
+    "has values that are not finite": torch.tensor([0, 1, torch.nan, 3]),
+    "is torch.int64; weights are": torch.arange(4),
+    "is torch.float64; weights are": torch.arange(4.0).double(),
+    r"is \[1\], the model's \[4\]": torch.zeros(1),
+}
+
+
+@pytest.mark.parametrize("said", EDITS)
+def test_edits_that_are_no_weights_are_neither_read_nor_written(said: str, tmp_path: Path, toy: ToyDenoiser) -> None:
+    with pytest.raises(FreezeAsGuardError, match=f"the edits of x: time {said}.*params.yaml"):
+        write(tmp_path / "p", replace(BOTH, edited={"time": EDITS[said]}), toy)
+    assert not list(tmp_path.iterdir())
+    write(tmp_path / "p", BOTH, toy)
+    save_file({"time": EDITS[said]}, tmp_path / "p" / "edited.safetensors")
+    with pytest.raises(FreezeAsGuardError, match=f"p/edited.safetensors: time {said}.*dvc repro -f protect@"):
+        read_protected(tmp_path / "p", toy)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (None, r"legal.safetensors is missing"),
+        (b"\x10", r"legal.safetensors is torn \("),
+        ({"nope": torch.ones(4)}, "nope is no tensor of this model"),
+        ({"bias": torch.ones(3)}, r"bias is \[3\], the model's \[4\]"),
+        ({"bias": torch.full((4,), torch.inf)}, "bias has values that are not finite"),
+    ],
+)
+def test_an_adapted_model_that_is_torn_or_foreign_is_one_line(
+    tensors: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protected, "load_unet", lambda _: ToyDenoiser())
+    path = tmp_path / "faces/full/legal.safetensors"
+    path.parent.mkdir(parents=True)
+    if isinstance(tensors, bytes):
+        path.write_bytes(tensors)
+    elif tensors:
+        save_file(tensors, path)
+    with pytest.raises(FreezeAsGuardError, match=said + ".*run `dvc repro -f adapt@faces-full`"):
+        load_adapted(tmp_path, path.parent, "legal")
 
 
 # --- the hash -------------------------------------------------------------------------------------

@@ -13,16 +13,18 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pandas as pd
-from PIL import Image, UnidentifiedImageError
 from tqdm.auto import tqdm
 
 from freezeasguard.data.manifest import read_manifest
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.files import folder_atomically, read_png, read_table, write_json
 from freezeasguard.settings.params import Caption
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
 
 BLIP2 = Caption().model
 BARE_CAPTION = "a photo of {subject}"
@@ -284,9 +286,8 @@ def read_edits(path: Path) -> dict[str, str]:
     """Captions edited by hand, by image path or sha256; none where there is no such file."""
     if not path.is_file():
         return {}
-    table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    if missing := sorted({"path", "caption"} - set(table.columns)):
-        raise FreezeAsGuardError(f"{path} has no column {missing[0]!r}; it needs path and caption")
+    remedy = "save it as CSV in UTF-8, with commas, the columns path and caption, and text that has commas in quotes"
+    table = read_table(path, remedy, ("path", "caption"), by_hand=True)
     return dict(zip(table["path"], table["caption"], strict=True))
 
 
@@ -315,7 +316,10 @@ def caption_images(
         The table with `caption` filled and `caption_source` in edited, source, blip2; and how many rows
         are from_source, edited, captioned (by the model), and of these empty and runaway.
     """
-    edits = {key: text.strip() for key, text in (edited or {}).items() if isinstance(text, str) and text.strip()}
+    # A caption is one line: Python's csv writer leaves a lone "\r" unquoted, which would tear the table.
+    edits = {
+        key: " ".join(text.split()) for key, text in (edited or {}).items() if isinstance(text, str) and text.strip()
+    }
     if unknown := sorted(edits.keys() - set(table["sha256"]) - set(table["path"])):
         message = f"{len(unknown)} of {len(edits)} edited captions are of no image here, e.g. {unknown[0]}"
         tqdm.write(message, file=sys.stderr)
@@ -369,7 +373,7 @@ def _say(
     with tqdm(total=done + len(todo), initial=done, desc="captioning", unit="image") as bar:
         for start in range(0, len(keys), config.batch_size):
             batch = keys[start : start + config.batch_size]
-            images = [_read(raw / todo[key]["path"]) for key in batch]
+            images = [read_png(raw / todo[key]["path"], "run `dvc repro --force crawl`") for key in batch]
             texts = captioner(images, [todo[key]["subject"] for key in batch])
             if len(texts) != len(batch):
                 raise ValueError(f"the captioner gave {len(texts)} captions for {len(batch)} images")
@@ -377,16 +381,6 @@ def _say(
             progress.append((*key, text) for key, text in new.items())
             said |= new
             bar.update(len(batch))
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise FreezeAsGuardError(
-            f"{path} cannot be read ({type(error).__name__}); run `dvc repro --force crawl`"
-        ) from error
 
 
 def caption_domain(

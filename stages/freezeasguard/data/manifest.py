@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+from freezeasguard.files import read_table
 
-from freezeasguard.errors import FreezeAsGuardError
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST = "manifest.csv"
 COLUMNS = (
@@ -15,7 +17,5 @@ COLUMNS = (
 
 
 def read_manifest(raw: Path) -> pd.DataFrame:
-    """The manifest's rows; a missing file says which stage writes it."""
-    if not (raw / MANIFEST).is_file():
-        raise FreezeAsGuardError(f"{raw / MANIFEST} is missing; run `dvc repro crawl`")
-    return pd.read_csv(raw / MANIFEST, keep_default_na=False)
+    """The manifest's rows as text; a missing or torn file says which stage writes it."""
+    return read_table(raw / MANIFEST, f"run `dvc repro -f crawl@{raw.name}`", COLUMNS)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from tqdm.auto import tqdm
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically
+from freezeasguard.files import folder_atomically, read_png, read_table
 from freezeasguard.settings.resolve import SplitSettings
 from freezeasguard.sides import PARTS, ROLES, SIDES
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 HASH_SIDE = 16
 """Perceptual hashes of 16 x 16 bits a channel."""
@@ -127,8 +130,9 @@ def _draw_sides(classes: list[str], n_illegal: int, n_legal: int, seed: int) -> 
 
 def split_domain(settings: SplitSettings, captioned: Path, raw: Path, out: Path) -> tuple[pd.DataFrame, int]:
     """Write the split of a domain's captioned images; returns it, and how many were left out as near-duplicates."""
-    table = pd.read_csv(captioned / "captions.csv", keep_default_na=False)
-    images = [Image.open(raw / path).convert("RGB") for path in table["path"]]
+    columns = ("path", "class", "subject", "caption", "sha256")
+    table = read_table(captioned / "captions.csv", f"run `dvc repro -f caption@{captioned.name}`", columns)
+    images = [read_png(raw / path, f"run `dvc repro -f crawl@{raw.name}`") for path in table["path"]]
     result = split(table, perceptual_hashes(images), settings)
     with folder_atomically(out) as temporary:
         result.to_csv(temporary / "split.csv", index=False)
@@ -137,9 +141,8 @@ def split_domain(settings: SplitSettings, captioned: Path, raw: Path, out: Path)
 
 def read_split(folder: Path) -> pd.DataFrame:
     path = folder / "split.csv"
-    if not path.is_file():
-        raise FreezeAsGuardError(f"{path} is missing; run `dvc repro split`")
-    table = pd.read_csv(path, keep_default_na=False)
+    remedy = f"run `dvc repro -f split@{folder.name}`"
+    table = read_table(path, remedy, ("path", "class", "subject", "caption", "sha256", "part"))
     if unknown := sorted(set(table["part"]) - set(PARTS)):
-        raise FreezeAsGuardError(f"{path} has parts {unknown}; known are {', '.join(PARTS)}")
+        raise FreezeAsGuardError(f"{path} has parts {unknown}; known are {', '.join(PARTS)}. {remedy.capitalize()}")
     return table

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.mask import hard_mask, logit_gradients, project_to_ratio, soft_mask, sparsity_gradient
 from freezeasguard.masks.simulated_user import GradientStream, SimulatedUser
-from freezeasguard.models.batches import Batch, draw_batch
+from freezeasguard.models.batches import Batch, draw_batch, finite_loss
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, named_tensors
 from freezeasguard.models.granularity import check_freeze_ratio, n_units, split_units, spread_over_weights, top_units
 from freezeasguard.models.latents import LatentSet
@@ -27,6 +27,9 @@ from freezeasguard.sides import SIDES
 
 GOLDEN = (5**0.5 - 1) / 2
 """Steps of this size round a circle of length 1 cover it evenly, however many there are."""
+
+
+USER_REMEDY = "lower mask.user_lr, or relearn.lr of the model that it starts from"
 
 
 @dataclass
@@ -249,7 +252,7 @@ class MaskLearner:
             losses = denoising_loss(self.unet, self.schedule, *batch).view(len(user.sides), half).mean(1)
             loss = losses.sum() if self.config.lower_loss == "sum" else losses.mean()
             loss.backward()
-        return float(loss.detach())
+        return finite_loss(float(loss.detach()), "the simulated user", f"step {user.n_steps}", USER_REMEDY)
 
     def side_alignments(
         self, side: str, batch: Batch, points: Sequence[float | None] = (None,)
@@ -272,7 +275,10 @@ class MaskLearner:
             with self._at(user, point), GradientStream(self.parameters, align):
                 loss = denoising_loss(self.unet, self.schedule, *batch).mean()
                 loss.backward()
-            losses.append(float(loss.detach()))
+            when = f"mask step {len(self.history.loss[side])}"
+            losses.append(finite_loss(float(loss.detach()), f"the {side} side", when, USER_REMEDY))
+        if not alignments.isfinite().all():
+            raise FreezeAsGuardError(f"the {side} side's signals are not finite; {USER_REMEDY}")
         return alignments, sum(losses) / len(points)
 
     def path_points(self) -> list[float | None]:
@@ -311,6 +317,8 @@ class MaskLearner:
         task = self.weights["legal"] * signals["legal"] - self.weights["illegal"] * signals["illegal"]
         before = self.mask
         self.logits = self.optimizer.step(self.logits, task)
+        if not self.logits.isfinite().all():
+            raise FreezeAsGuardError("the mask's logits are not finite; lower mask.mask_lr, or raise mask.temperature")
         after = self.mask
         change = list(self.by_name(after.double() - before.double()).values())
         for user in self.users:

@@ -49,7 +49,7 @@ def write_gates(gates: Sequence[Gate], model: Path = MODEL) -> None:
 
 
 def read_gates(model: Path = MODEL) -> list[Gate]:
-    rows = read_json(model / "gates.json", "run `dvc repro -f pretrain`")
+    rows = read_json(model / "gates.json", "run `dvc repro -f pretrain`", list)
     return [Gate(**{k: v for k, v in row.items() if k != "passed"}) for row in rows]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, draw_noise
 from freezeasguard.models.latents import LatentSet
 
@@ -55,6 +57,13 @@ def drawn_loss(
     device = next(unet.parameters()).device
     batch = draw_batch([data], batch_size, schedule, generator, device, flip=flip)
     return denoising_loss(unet, schedule, *batch).mean()
+
+
+def finite_loss(loss: float, who: str, when: str, remedy: str) -> float:
+    """The loss, unless it is nan or infinite: what trains on would be noise, and look like a result."""
+    if not math.isfinite(loss):
+        raise FreezeAsGuardError(f"{who}: the loss is {loss} at {when}; {remedy}")
+    return loss
 
 
 @torch.no_grad()

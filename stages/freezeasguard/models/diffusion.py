@@ -22,40 +22,43 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
-def _load(cls: Any, folder: Path, part: str) -> Any:
+WEIGHTS = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+"""diffusers' other way of loading needs accelerate, and says so at length where it is not installed."""
+
+
+def _load(cls: Any, folder: Path, part: str, **options: Any) -> Any:
     check_model_folder(folder)
     try:
-        # diffusers' other way of loading needs accelerate, and says so at length where it is not installed
-        options = {} if part == "text_encoder" else {"low_cpu_mem_usage": False}
-        return cls.from_pretrained(folder / part, torch_dtype=torch.float32, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise FreezeAsGuardError(f"cannot load {folder / part}: {error}; fetch the model again") from error
+        return cls.from_pretrained(folder / part, **options)
+    except Exception as error:  # of a torn file: anything from OSError to SafetensorError and KeyError
+        reason = " ".join(str(error).split())
+        raise FreezeAsGuardError(f"cannot load {folder / part}: {reason}; fetch the model again") from error
 
 
 def load_unet(folder: Path) -> UNet2DConditionModel:
     from diffusers import UNet2DConditionModel
 
-    return _load(UNet2DConditionModel, folder, "unet").eval()
+    return _load(UNet2DConditionModel, folder, "unet", **WEIGHTS).eval()
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
-    return _load(AutoencoderKL, folder, "vae").eval().requires_grad_(False)
+    return _load(AutoencoderKL, folder, "vae", **WEIGHTS).eval().requires_grad_(False)
 
 
 def load_text(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    encoder = _load(CLIPTextModel, folder, "text_encoder")
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer"), encoder.eval().requires_grad_(False)
+    encoder = _load(CLIPTextModel, folder, "text_encoder", torch_dtype=torch.float32)
+    return _load(CLIPTokenizer, folder, "tokenizer"), encoder.eval().requires_grad_(False)
 
 
 def load_scheduler(folder: Path) -> Any:
     """The model's own sampler; PNDM for every model of the paper."""
     from diffusers import PNDMScheduler
 
-    return PNDMScheduler.from_pretrained(check_model_folder(folder) / "scheduler")
+    return _load(PNDMScheduler, folder, "scheduler")
 
 
 def model_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -88,7 +91,7 @@ def stored_tensors(model: Path) -> dict[str, Tensor]:
     names: set[str] = set()
     files = {weights}
     if index.is_file():
-        shards = read_json(index, remedy).get("weight_map", {})
+        shards = read_json(index, remedy, keys=("weight_map",))["weight_map"]
         names, files = set(shards), {folder / file for file in shards.values()}
     tensors: dict[str, Tensor] = {}
     for path in sorted(files):
@@ -125,11 +128,12 @@ def encode_images(vae: AutoencoderKL, images: Tensor, batch_size: int = 8) -> Te
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor, batch_size: int = 8) -> Tensor:
-    """Scaled latents [n, c, h/f, w/f] -> images [n, 3, h, w] in -1..1."""
+    """Scaled latents [n, c, h/f, w/f] -> images [n, 3, h, w] in -1..1, or not finite where the VAE overflowed."""
     device = next(vae.parameters()).device
     scaled = latents / vae.config["scaling_factor"]
     parts = [vae.decode(batch.to(device)).sample.cpu() for batch in scaled.split(batch_size)]  # pyright: ignore
-    return torch.cat(parts).clamp(-1, 1)
+    images = torch.cat(parts)
+    return images.clamp(-1, 1).where(images.isfinite(), torch.nan)  # the clamp alone would make infinite values white
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> tuple[Tensor, int]:

@@ -22,9 +22,12 @@ def check_model_folder(folder: Path) -> Path:
         if part not in missing and not any((folder / part).glob("*.safetensors")):
             missing.append(f"{part}/*.safetensors")
     if missing:
+        remedy = f"restore the shipped model with `git checkout -- {folder}`"
+        if folder.parent.name == "fetched":
+            remedy = f"run `dvc repro -f fetch@{folder.name}`"
         raise FreezeAsGuardError(
-            f"model folder {folder} lacks {', '.join(missing)}; restore the shipped model with "
-            f"`git checkout -- {folder}`, or point `models` in params.yaml at a complete diffusers folder"
+            f"model folder {folder} lacks {', '.join(missing)}; {remedy}, or point `models` in params.yaml at a "
+            "complete diffusers folder"
         )
     return folder
 

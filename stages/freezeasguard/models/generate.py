@@ -14,7 +14,7 @@ from freezeasguard.models.diffusion import decode_latents, load_scheduler, load_
 from freezeasguard.models.images import to_uint8
 from freezeasguard.models.latents import CaseData
 from freezeasguard.models.protected import load_adapted
-from freezeasguard.models.sampling import sample, starting_noise
+from freezeasguard.models.sampling import check_finite, sample, starting_noise
 from freezeasguard.settings.resolve import GenerateSettings
 from freezeasguard.settings.users import Generate
 from freezeasguard.sides import SIDES
@@ -69,8 +69,11 @@ def generate_side(
             data.empty_text.float().to(device),
             steps=config.steps,
             guidance_scale=config.guidance_scale,
+            label=f"generating {label}",
         )
-        for file, image in zip(rows["file"], to_uint8(decode_latents(vae, latents)), strict=True):
+        images = decode_latents(vae, latents)
+        check_finite(images, f"generating {label}", f"images after step {config.steps}")
+        for file, image in zip(rows["file"], to_uint8(images), strict=True):
             path = out / file
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)

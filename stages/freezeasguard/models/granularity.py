@@ -115,7 +115,7 @@ def unpack_bits(packed: Tensor, n: int) -> Tensor:
     return torch.from_numpy(np.unpackbits(packed.cpu().numpy(), count=n, bitorder="little")).bool()
 
 
-# --- masks by name ---------------------------------------------------------------------------------
+# --- tensors and masks by name ---------------------------------------------------------------------------------
 
 
 def check_units(units: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], granularity: str) -> None:
@@ -129,6 +129,30 @@ def check_units(units: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]
                 f"the mask of {name} is {chosen.dtype} {list(chosen.shape)}; granularity {granularity!r} asks for "
                 f"bool [{expected}], as the tensor is {list(shapes[name])}"
             )
+
+
+VALUES = (torch.float32, torch.float16, torch.bfloat16)
+"""What weights are stored in; `model_hash` sees every bit of these."""
+
+
+def check_values(where: object, values: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], remedy: str) -> None:
+    """Refuse weights that are not those of a network with these shapes, or are not finite.
+
+    Args:
+        where: the file or method that they are of, as the message names it.
+    """
+    for name, value in values.items():
+        odd = None
+        if name not in shapes:
+            odd = "is no tensor of this model"
+        elif list(value.shape) != list(shapes[name]):
+            odd = f"is {list(value.shape)}, the model's {list(shapes[name])}"
+        elif value.dtype not in VALUES:
+            odd = f"is {value.dtype}; weights are float32, float16 or bfloat16"
+        elif not value.isfinite().all():
+            odd = "has values that are not finite"
+        if odd:
+            raise FreezeAsGuardError(f"{where}: {name} {odd}; {remedy}")
 
 
 def normal_form(

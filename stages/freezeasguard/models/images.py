@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageFilter, UnidentifiedImageError
+from PIL import Image, ImageFilter
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import read_png
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,15 +20,12 @@ def read_images(paths: Iterable[Path]) -> Tensor:
     """PNG files of one size -> float [n, 3, h, w] in -1..1."""
     import torch
 
-    arrays = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                arrays.append(np.asarray(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
-            raise FreezeAsGuardError(f"{path} cannot be read ({type(error).__name__}); run its stage again") from error
+    files = list(paths)
+    arrays = [np.asarray(read_png(path, "run its stage again")) for path in files]
     if not arrays:
         raise FreezeAsGuardError("no images to read")
+    if odd := [path for path, array in zip(files, arrays, strict=True) if array.shape != arrays[0].shape]:
+        raise FreezeAsGuardError(f"{odd[0]} is not as large as {files[0]}; run its stage again")
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 

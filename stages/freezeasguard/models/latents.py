@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import read_table, read_tensors
 
 if TYPE_CHECKING:  # tables and surveys read the names of the sides, and start faster without torch
+    import pandas as pd
     import torch
     from torch import Tensor
 
@@ -73,15 +73,17 @@ class CaseData:
 
     @classmethod
     def load(cls, folder: Path) -> CaseData:
-        from safetensors.torch import load_file
-
-        for name in ("latents.safetensors", "index.csv"):
-            if not (folder / name).is_file():
-                raise FreezeAsGuardError(f"{folder / name} is missing; run `dvc repro encode`")
-        tensors = load_file(folder / "latents.safetensors")
-        index = pd.read_csv(folder / "index.csv", keep_default_na=False)
-        if len(index) != len(tensors["latents"]):
-            raise FreezeAsGuardError(
-                f"{folder} has {len(index)} index rows for {len(tensors['latents'])} latents; run `dvc repro -f encode`"
-            )
+        remedy = f"run `dvc repro -f encode@{folder.name}`"
+        path = folder / "latents.safetensors"
+        tensors = read_tensors(path, remedy, ("latents", "text", "empty_text"))
+        text = ("side", "class", "subject", "part", "path", "caption")
+        index = read_table(folder / "index.csv", remedy, text, numbers=("row",))
+        for name, n_axes in {"latents": 5, "text": 3, "empty_text": 2}.items():
+            tensor = tensors[name]
+            if tensor.ndim != n_axes or not tensor.is_floating_point() or not tensor.isfinite().all():
+                raise FreezeAsGuardError(f"{path}: {name} is no finite tensor of {n_axes} axes; {remedy}")
+            if n_axes > 2 and len(tensor) != len(index):
+                raise FreezeAsGuardError(f"{folder} has {len(index)} index rows for {len(tensor)} {name}; {remedy}")
+        if index["row"].tolist() != list(range(len(index))):
+            raise FreezeAsGuardError(f"{folder / 'index.csv'}: its rows are not in the order of the latents; {remedy}")
         return cls(index, tensors["latents"], tensors["text"], tensors["empty_text"])

@@ -3,7 +3,8 @@
 A folder with `protected.json` (method, frozen tensors by name with their shapes, hash of the model they
 belong to, diagnostics); where the method edits weights, `edited.safetensors` by name; and where it freezes
 parts of tensors, `mask.safetensors`: one bit a unit, by name. The full arm fills it with nothing; users,
-generators and scores are blind to the method.
+generators and scores are blind to the method. `protected.json` holds digests of the mask, of the edits and of
+itself: what is read back is what was written, or refused.
 
 A user's own trainer takes it in three lines, and `Frozen` says how its loop goes on:
 
@@ -21,25 +22,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.files import folder_atomically, read_tensors, write_json
 from freezeasguard.models.diffusion import load_unet, model_hash, named_tensors
 from freezeasguard.models.freezing import Frozen
 from freezeasguard.models.granularity import (
     check_granularity,
     check_names,
     check_units,
+    check_values,
     mask_counts,
+    mask_digest,
     n_units,
     normal_form,
     pack_bits,
     unpack_bits,
 )
-from freezeasguard.models.protected_file import FORMATS, read_protected_file
+from freezeasguard.models.protected_file import FORMAT, again, read_protected_file, sealed
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,17 @@ def write_protected(folder: Path, protected: Protected, shapes: Mapping[str, lis
     check_names(protected.frozen, shapes)
     check_names(protected.edited, shapes)
     check_units(protected.frozen_units, shapes, protected.granularity)
+    check_values(f"the edits of {protected.method}", protected.edited, shapes, "lower its rates in params.yaml")
     content = {
-        "format": FORMATS[protected.granularity],
+        "format": FORMAT,
         "method": protected.method,
         "model_sha256": model,
         "n_tensors": len(shapes),
+        "granularity": protected.granularity,
+        "frozen_units": {},
         **mask_entries(protected, shapes),
+        "mask_sha256": mask_digest(protected.frozen, protected.frozen_units, protected.granularity),
+        "edited_sha256": model_hash(protected.edited),
         "edited": {name: list(shapes[name]) for name in sorted(protected.edited)},
         "settings": dict(protected.settings),
         "diagnostics": dict(protected.diagnostics),
@@ -115,7 +122,7 @@ def write_protected(folder: Path, protected: Protected, shapes: Mapping[str, lis
             save_file(tensors, temporary / "edited.safetensors")
         if protected.frozen_units:
             save_file(packed_units(protected), temporary / "mask.safetensors")
-        write_json(temporary / "protected.json", content)
+        write_json(temporary / "protected.json", sealed(content))
 
 
 def tensor_shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
@@ -128,11 +135,11 @@ def write_for(tensors: Mapping[str, Tensor], folder: Path, protected: Protected)
 
 
 def read_protected(folder: Path, unet: torch.nn.Module) -> Protected:
-    """Read the folder and check that it belongs to `unet`: names, shapes and hash of its weights."""
+    """Read the folder and check that it is whole, and belongs to `unet`: names, shapes and hash of its weights."""
     path = folder / "protected.json"
     content = read_protected_file(folder)
     tensors = named_tensors(unet)
-    in_part = content.get("frozen_units", {})
+    in_part = content["frozen_units"]
     for shapes in (content["frozen"], content["edited"], {name: entry["shape"] for name, entry in in_part.items()}):
         check_names(shapes, tensors)
         for name, shape in shapes.items():
@@ -146,15 +153,23 @@ def read_protected(folder: Path, unet: torch.nn.Module) -> Protected:
             f"{path} belongs to the model {content['model_sha256'][:12]}, this one is "
             f"{found[:12]}: same shapes, other weights. Learn a mask for this model"
         )
-    granularity = content.get("granularity", "tensor")
+    granularity = content["granularity"]
     for name, entry in in_part.items():
         if entry["n_units"] != (expected := n_units(entry["shape"], granularity)):
             raise FreezeAsGuardError(
                 f"{path}: {name} has {entry['n_units']} units, a tensor of shape {entry['shape']} has {expected} "
-                f"at granularity {granularity!r}; run the protection stage again"
+                f"at granularity {granularity!r}; {again(folder)}"
             )
     edited = _read_named(folder / "edited.safetensors", content["edited"])
+    check_values(folder / "edited.safetensors", edited, content["edited"], again(folder))
     frozen_units = _read_units(folder / "mask.safetensors", in_part)
+    found = {"edited": model_hash(edited), "mask": mask_digest(content["frozen"], frozen_units, granularity)}
+    for kind, digest in found.items():
+        if digest != content[f"{kind}_sha256"]:
+            raise FreezeAsGuardError(
+                f"{folder / kind}.safetensors: the {kind} has the SHA-256 {digest[:12]}, protected.json says "
+                f"{content[f'{kind}_sha256'][:12]}; {again(folder)}"
+            )
     return Protected(
         content["method"],
         frozenset(content["frozen"]),
@@ -168,18 +183,13 @@ def read_protected(folder: Path, unet: torch.nn.Module) -> Protected:
 
 def _read_named(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     """The tensors of a file beside `protected.json`, which must be exactly those that it names."""
-    if not names:
+    if not names and not path.exists():
         return {}
-    if not path.is_file():
-        raise FreezeAsGuardError(f"{path} is missing; run the protection stage again")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise FreezeAsGuardError(f"{path} is torn ({error}); run the protection stage again") from error
+    tensors = read_tensors(path, again(path.parent))
     if tensors.keys() != set(names):
         other = sorted(tensors.keys() ^ set(names))[0]
         raise FreezeAsGuardError(
-            f"{path} and protected.json name different tensors, e.g. {other}; run the protection stage again"
+            f"{path} and protected.json name different tensors, e.g. {other}; {again(path.parent)}"
         )
     return tensors
 
@@ -191,11 +201,11 @@ def _read_units(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[st
         try:
             units[name] = unpack_bits(packed, entries[name]["n_units"])
         except FreezeAsGuardError as error:
-            raise FreezeAsGuardError(f"{path}: {name} has {error}; run the protection stage again") from error
+            raise FreezeAsGuardError(f"{path}: {name} has {error}; {again(path.parent)}") from error
         if (found := int(units[name].sum())) != entries[name]["n_frozen"]:
             raise FreezeAsGuardError(
                 f"{path}: {name} has {found} frozen units, protected.json says {entries[name]['n_frozen']}; "
-                "run the protection stage again"
+                f"{again(path.parent)}"
             )
     return units
 
@@ -223,8 +233,9 @@ def load_tensors(unet: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def load_adapted(model: Path, folder: Path, side: str) -> torch.nn.Module:
     """The UNet as one side's user left it."""
     path = folder / f"{side}.safetensors"
-    if not path.is_file():
-        raise FreezeAsGuardError(f"{path} is missing; run `dvc repro adapt`")
+    remedy = f"run `dvc repro -f adapt@{folder.parent.name}-{folder.name}`"
+    changed = read_tensors(path, remedy)
     unet = load_unet(model)
-    load_tensors(unet, load_file(path))
+    check_values(path, changed, tensor_shapes(named_tensors(unet)), remedy)
+    load_tensors(unet, changed)
     return unet

@@ -2,29 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import hashlib
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict, ValidationError
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import read_json
+from freezeasguard.settings.blocks import Block
 
-FORMATS = {"tensor": 1, "row": 2, "element": 2}
-"""Format 2 adds the tensors frozen in part, which a reader of format 1 would leave unprotected in silence."""
+FORMAT = 3
+"""1 and 2 held no digests: a reader could not tell a mask from what was left of it."""
+
+
+class FrozenUnits(Block):
+    """What is said of a tensor that is frozen in part."""
+
+    model_config = ConfigDict(strict=True)
+    shape: list[int]
+    n_units: int
+    n_frozen: int
+
+
+class ProtectedFile(Block):
+    """What `protected.json` holds: no key more, none less."""
+
+    model_config = ConfigDict(strict=True)
+    format: Literal[3]
+    method: str
+    model_sha256: str
+    n_tensors: int
+    granularity: Literal["tensor", "row", "element"]
+    frozen: dict[str, list[int]]
+    frozen_units: dict[str, FrozenUnits]
+    mask_sha256: str
+    """See `mask_digest`."""
+    edited: dict[str, list[int]]
+    edited_sha256: str
+    """See `model_hash`."""
+    settings: dict[str, Any]
+    diagnostics: dict[str, Any]
+    content_sha256: str
+    """Of all the rest, so that what reads no weights also notices a change."""
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with its `content_sha256`: the digest of its JSON, whatever the blanks and the order of keys."""
+    rest = json.loads(json.dumps({key: value for key, value in content.items() if key != "content_sha256"}))
+    text = json.dumps(rest, sort_keys=True)
+    return {**content, "content_sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def again(folder: Path) -> str:
+    """The remedy for whatever is wrong with a protected-model folder."""
+    return f"run the protection stage again (`dvc repro -f protect@{folder.parent.name}-{folder.name}`)"
 
 
 def read_protected_file(folder: Path) -> dict[str, Any]:
-    """`protected.json` as it stands, its format checked."""
+    """`protected.json` as it stands: its format, keys, types and digest checked."""
     path = folder / "protected.json"
-    content = read_json(path, "write it with one of the protection stages, e.g. `dvc repro learn_mask`")
-    if content.get("format") not in FORMATS.values():
-        raise FreezeAsGuardError(f"{path} has format {content.get('format')}; this version reads 1 and 2")
-    granularity = content.get("granularity", "tensor")
-    if FORMATS.get(granularity) != content["format"]:
+    content = read_json(path, again(folder))
+    if content.get("format") != FORMAT:
         raise FreezeAsGuardError(
-            f"{path} has granularity {granularity!r}, which format {content['format']} does not know; "
-            "run the protection stage again"
+            f"{path} has format {content.get('format')}; this version reads {FORMAT}: {again(folder)}"
         )
+    try:
+        ProtectedFile.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        said = {"missing": "is missing", "extra_forbidden": "is no key of this format"}
+        told = said.get(first["type"], f"is {str(first['input'])[:60]!r}")
+        raise FreezeAsGuardError(f"{path}: {key} {told}; {again(folder)}") from error
+    if sealed(content)["content_sha256"] != content["content_sha256"]:
+        raise FreezeAsGuardError(f"{path} is not as it was written: its content_sha256 does not match; {again(folder)}")
     return content
 
 

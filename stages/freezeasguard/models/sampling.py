@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from freezeasguard.errors import FreezeAsGuardError
+
 
 def image_seed(prompt: str, index: int, seed: int) -> int:
     """The seed of a prompt's index-th image: the same whatever the arm, the side, or the batch."""
@@ -27,6 +29,14 @@ def starting_noise(prompts: Sequence[str], indices: Sequence[int], shape: Sequen
     )
 
 
+def check_finite(values: Tensor, label: str, what: str) -> None:
+    """Refuse what would become black or flat images."""
+    if not values.isfinite().all():
+        raise FreezeAsGuardError(
+            f"{label}: the {what} are not finite; lower adapt.lr or generate.guidance_scale in params.yaml"
+        )
+
+
 @torch.no_grad()
 def sample(
     unet: torch.nn.Module,
@@ -37,24 +47,27 @@ def sample(
     *,
     steps: int,
     guidance_scale: float,
+    label: str = "sampling",
 ) -> Tensor:
-    """Denoise a batch to latents [n, c, h, w].
+    """Denoise a batch to latents [n, c, h, w], and stop where they are not finite.
 
     One call of the UNet a step serves the guided and the unguided half of the whole batch.
 
     Args:
         noise: [n, c, h, w]; text: [n, tokens, d]; empty_text: [tokens, d].
+        label: what is sampled, as an error names it.
     """
     scheduler = copy.deepcopy(scheduler)  # PNDM keeps the past predictions of its batch
     scheduler.set_timesteps(steps)
     latents = noise * scheduler.init_noise_sigma
     guided = guidance_scale != 1.0
     context = torch.cat([empty_text.expand_as(text), text]) if guided else text
-    for timestep in scheduler.timesteps:
+    for step, timestep in enumerate(scheduler.timesteps):
         inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
         prediction = unet(inputs, timestep, context).sample
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
+        check_finite(latents, label, f"latents at step {step} of {len(scheduler.timesteps)}")
     return latents

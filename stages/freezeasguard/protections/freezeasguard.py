@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import read_tensors
 from freezeasguard.masks.bilevel import LearnedMask, MaskLearner, learn_without_signal
 from freezeasguard.masks.diagnostics import mask_diagnostics, overlap_of_units
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet
@@ -25,7 +25,7 @@ from freezeasguard.workers import run_side_by_side
 def load_finetuned(folder: Path) -> dict[tuple[str, ...], Mapping[str, torch.Tensor]]:
     """theta_ft by the sides its user trained on; only the tensors that moved."""
     found: dict[tuple[str, ...], Mapping[str, torch.Tensor]] = {
-        sides: load_file(folder / f"{name}.safetensors")
+        sides: read_tensors(folder / f"{name}.safetensors", f"run `dvc repro -f relearn@{folder.name}`")
         for name, sides in FINETUNED_SIDES.items()
         if (folder / f"{name}.safetensors").is_file()
     }

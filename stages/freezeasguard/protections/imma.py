@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.models.batches import drawn_loss
+from freezeasguard.models.batches import drawn_loss, finite_loss
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, named_tensors
 from freezeasguard.models.freezing import freeze
 from freezeasguard.models.latents import LatentSet
@@ -70,19 +70,17 @@ def immunise(
         torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay, foreach=True)
         for parameters, lr in ((attacker, config.inner_lr), (defender, config.outer_lr))
     )
-    history = IMMAHistory()
+    history, remedy = IMMAHistory(), "lower imma.outer_lr or imma.inner_lr"
     unet.train()
-    for _ in tqdm(range(config.steps), desc=description):
+    for step in tqdm(range(config.steps), desc=description):
         freeze(unet, ())
         loss = drawn_loss(unet, schedule, data, config.batch_size, generator)
+        history.inner.append(finite_loss(loss.item(), description, f"step {step}", remedy))
         optimizer_step(loss, inner, attacker, config.max_grad_norm)
-        history.inner.append(loss.item())
         freeze(unet, others)
         loss = drawn_loss(unet, schedule, data, config.batch_size, generator)
+        history.outer.append(finite_loss(loss.item(), description, f"step {step}", remedy))
         optimizer_step(-loss, outer, defender, config.max_grad_norm)
-        history.outer.append(loss.item())
-        if not torch.isfinite(loss):
-            raise FreezeAsGuardError(f"{description}: the loss is {loss.item()}; lower imma.outer_lr")
     unet.eval()
     return {name: everything[name].detach().cpu().clone() for name in defended}, history
 

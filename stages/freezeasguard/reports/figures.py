@@ -10,11 +10,11 @@ import pandas as pd
 from PIL import Image
 
 from freezeasguard.arms import Arm
-from freezeasguard.files import read_json, write_atomically
+from freezeasguard.files import read_png, read_table, write_atomically
 from freezeasguard.models.images import blur
 from freezeasguard.models.protected_file import read_protected_file
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
-from freezeasguard.reports.measures import CaseScores
+from freezeasguard.reports.measures import CaseScores, read_losses
 from freezeasguard.reports.network import block_of, network_order
 from freezeasguard.reports.rendering import write_csv
 from freezeasguard.scores.registry import SCORES
@@ -135,7 +135,9 @@ def sample_grid(params: Params, case: str, images: Path, raw: Path, path: Path, 
     from PIL import ImageDraw, ImageFont
 
     arms = params.arms(case)
-    first = pd.read_csv(images / arms[0].name / "index.csv", keep_default_na=False)
+    text = ("side", "class", "subject", "part", "path", "file")
+    remedy = f"run `dvc repro -f generate@{case}-{arms[0].name}`"
+    first = read_table(images / arms[0].name / "index.csv", remedy, text, numbers=("image",))
     picked = []
     for side in SIDES:
         rows = first[(first["side"] == side) & (first["part"] == "adaptation") & (first["image"] == 0)]
@@ -164,8 +166,8 @@ def sample_grid(params: Params, case: str, images: Path, raw: Path, path: Path, 
             draw.text((x_of(column), 24), str(row["subject"]), fill="black", font=small)
         files = [raw / str(row["path"]), *(images / arm.name / str(row["file"]) for arm in arms)]
         for line, file in enumerate(files):
-            with Image.open(file) as image:
-                resized = image.convert("RGB").resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
+            image = read_png(file, "run its stage again (`dvc repro -f crawl` or `generate`)")
+            resized = image.resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
             if params.domains[params.cases[case].domain].explicit:
                 resized = blur(resized)
             sheet.paste(resized, (x_of(column), top + line * tile))
@@ -206,9 +208,8 @@ def tensor_names(model: Path) -> list[str]:
 
 
 def read_curves(params: Params, case: str, data: Path) -> Curves:
-    remedy = "run `dvc repro adapt`"
     return {
-        arm: {side: read_json(data / "adapted" / case / arm.name / f"{side}.json", remedy)["losses"] for side in SIDES}
+        arm: {side: read_losses(data / "adapted" / case / arm.name, side) for side in SIDES}
         for arm in params.arms(case)
     }
 

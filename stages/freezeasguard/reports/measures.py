@@ -24,7 +24,12 @@ def fall_of_quality(name: str, before: float, after: float) -> float:
 
 
 def read_scores(reports: Path, case: str, arm: str) -> dict[str, Any]:
-    return read_json(reports / "scores" / case / f"{arm}.json", f"run `dvc repro score@{case}`")
+    return read_json(reports / "scores" / case / f"{arm}.json", f"run `dvc repro score@{case}`", keys=SIDES)
+
+
+def read_losses(adapted: Path, side: str) -> list[float]:
+    """The loss of every step of a user's training."""
+    return read_json(adapted / f"{side}.json", "run `dvc repro adapt`", keys=("losses",))["losses"]
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ def write_report(params: Params, reports: Path) -> Path:
         parts.append(f"<h2>Study: {html.escape(study.stem)}</h2>{html_table(rows)}")
         parts.append(notes_list(study.with_suffix(".md")))
     for domain in params.domains:
-        counts = read_json(reports / "data" / domain / "counts.json", f"run `dvc repro survey@{domain}`")
+        path, remedy = reports / "data" / domain / "counts.json", f"run `dvc repro survey@{domain}`"
+        counts = read_json(path, remedy, keys=("in", "kept", "rejected"))
         rejected = ", ".join(f"{n} {reason}" for reason, n in counts["rejected"].items()) or "none"
         parts.append(f"<h2>Data: {html.escape(domain)}</h2>")
         parts.append(f"<p>{counts['in']} images in, {counts['kept']} kept; rejected: {html.escape(rejected)}.</p>")

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from freezeasguard.data.manifest import read_manifest
 from freezeasguard.data.split import read_split
-from freezeasguard.files import write_atomically, write_json
+from freezeasguard.files import read_png, write_atomically, write_json
 from freezeasguard.models.images import blur
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.sides import PARTS
@@ -65,8 +65,8 @@ def contact_sheet(split: pd.DataFrame, raw: Path, path: Path, *, blurred: bool, 
     for line, (name, rows) in enumerate(groups):
         draw.text((4, line * tile + tile // 2 - 8), str(name).replace("-", " ")[:20], fill="black", font=font)
         for column, file in enumerate(rows["path"].head(columns)):
-            with Image.open(raw / file) as image:
-                shown = image.convert("RGB").resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
+            image = read_png(raw / file, f"run `dvc repro -f crawl@{raw.name}`")
+            shown = image.resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
             shown = blur(shown) if blurred else shown
             sheet.paste(shown, (left + column * tile, line * tile + 2))
     with write_atomically(path) as temporary:

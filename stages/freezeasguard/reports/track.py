@@ -19,9 +19,9 @@ from typing import Any
 
 from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import fingerprint, read_json, write_json
+from freezeasguard.files import fingerprint, read_json, read_png, write_json
 from freezeasguard.models.protected_file import read_protected_file
-from freezeasguard.reports.measures import read_scores
+from freezeasguard.reports.measures import read_losses, read_scores
 from freezeasguard.reports.summary import METRICS, cell_settings
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Params
@@ -103,8 +103,7 @@ class Cell:
     def losses(self) -> Iterator[tuple[str, int, float]]:
         """(metric, step, value) of both users' training."""
         for side in SIDES:
-            path = self.data / "adapted" / self.case / self.arm.name / f"{side}.json"
-            for step, loss in enumerate(read_json(path, "run `dvc repro adapt`")["losses"]):
+            for step, loss in enumerate(read_losses(self.data / "adapted" / self.case / self.arm.name, side)):
                 yield f"{side}.train_loss", step, loss
 
     def samples(self) -> Iterator[tuple[str, int, Path]]:
@@ -247,15 +246,13 @@ class Mirror:
 
     def log_cell(self, cell: Cell, parent: str) -> str:
         """A cell's run; returns its id."""
-        from PIL import Image
-
         tags = {"case": cell.case, "arm": cell.arm.name, "mlflow.parentRunId": parent}
         run_id = self.start(cell.name, cell.mark, tags)
         self.log_params(run_id, cell.settings)
         self.log_metrics(run_id, [*((key, 0, value) for key, value in cell.metrics().items()), *cell.losses()])
         for side, step, path in cell.samples():
-            with Image.open(path) as image:
-                self.client.log_image(run_id, image.convert("RGB"), key=side, step=step, synchronous=True)
+            image = read_png(path, f"run `dvc repro -f generate@{cell.name}`")
+            self.client.log_image(run_id, image, key=side, step=step, synchronous=True)
         protected = cell.data / "protected" / cell.case / cell.arm.protected.name
         self.client.log_dict(run_id, read_protected_file(protected), "protected.json")
         self.client.log_dict(run_id, cell.scores, "scores.json")

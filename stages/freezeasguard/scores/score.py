@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pandas as pd
-from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
-from freezeasguard.files import folder_atomically, read_json, write_json
+from freezeasguard.files import folder_atomically, read_json, read_table, read_tensors, write_json
 from freezeasguard.models.latents import CaseData
 from freezeasguard.scores.extractors import Extractors
 from freezeasguard.scores.registry import SCORES
@@ -48,12 +46,15 @@ def score_case(
     """
     block, names = settings.score, settings.scores
     extractors = Extractors(block, scorers, threads)
-    real = Reference.from_tensors(load_file(reference / REFERENCE_FILE))
+    real = Reference.from_tensors(
+        read_tensors(reference / REFERENCE_FILE, f"run `dvc repro -f reference@{reference.name}`")
+    )
     kept = kept_losses({arm: read_fixed_noise_losses(adapted / arm) for arm in settings.arms})
-    scored = {}
+    scored, columns = {}, ("file", "side", "class", "part", "caption")
     with folder_atomically(out) as tables, folder_atomically(reports) as metrics:
         for arm in tqdm(settings.arms, desc=f"scoring {out.name}"):
-            table = pd.read_csv(images / arm / "index.csv", keep_default_na=False)
+            remedy = f"run `dvc repro -f generate@{images.name}-{arm}`"
+            table = read_table(images / arm / "index.csv", remedy, columns, ("reference_row", "image"))
             scored[arm] = score_images(table, images / arm, raw, data, real, names, extractors)
             scored[arm].table.to_csv(tables / f"{arm}.csv", index=False)
             scores = score_arm(scored[arm], data, real, names, block, settings.seed)
@@ -65,4 +66,5 @@ def score_case(
 
 def read_fixed_noise_losses(adapted: Path) -> dict[str, float]:
     """side -> the user's loss on the adaptation images, at fixed noise."""
-    return {side: read_json(adapted / f"{side}.json", "run `dvc repro adapt`")["fixed_noise_loss"] for side in SIDES}
+    key, remedy = "fixed_noise_loss", "run `dvc repro adapt`"
+    return {side: read_json(adapted / f"{side}.json", remedy, keys=(key,))[key] for side in SIDES}

@@ -91,9 +91,10 @@ def write_cells(path: Path = PARAMS) -> None:
 def check_cells(params: Params, path: Path = CELLS) -> None:
     """Refuse a file of cells that the cases have outgrown: dvc.yaml would run others than the tables ask for."""
     remedy = "run `freezeasguard cells`"
-    found = read_json(path, remedy)
+    found = read_json(path, remedy, object)
     for key, expected in cells_content(params).items():
-        block = found.get(key, {}) if isinstance(found, dict) else {}
+        block = found.get(key) if isinstance(found, dict) else None
+        block = block if isinstance(block, dict) else {}
         if odd := sorted(name for name in {*block, *expected} if block.get(name) != expected.get(name)):
             raise FreezeAsGuardError(f"{path}: {key} does not match the cases of params.yaml (see {odd[0]}); {remedy}")
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.models.batches import fixed_noise_loss
+from freezeasguard.models.batches import finite_loss, fixed_noise_loss
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash, stored_tensors
 from freezeasguard.models.granularity import mask_digest
 from freezeasguard.models.latents import CaseData, LatentSet
@@ -91,7 +91,12 @@ def adapt_and_save(
     generator = torch.Generator().manual_seed(seed)
     losses = attack(unet, protected, schedule, data, settings, device, generator=generator, **how)
     # Seeded apart from training, and alike for every arm.
-    fixed = fixed_noise_loss(unet, schedule, data, torch.Generator().manual_seed(seed + 1))
+    fixed = finite_loss(
+        fixed_noise_loss(unet, schedule, data, torch.Generator().manual_seed(seed + 1)),
+        f"fine-tuning {checkpoint_name}",
+        "the end",
+        "lower its lr (adapt.lr or relearn.lr)",
+    )
     # Changes are told from the weights as published: an edited tensor counts as changed.
     changed = changed_tensors(unet.to("cpu"), published)
     save_file(changed, out / f"{name}.safetensors")

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
-from freezeasguard.models.batches import drawn_loss
+from freezeasguard.models.batches import drawn_loss, finite_loss
 from freezeasguard.models.diffusion import NoiseSchedule, named_tensors
 from freezeasguard.models.freezing import Frozen
 from freezeasguard.models.latents import LatentSet
@@ -110,10 +109,8 @@ def _train(
     bar = tqdm(range(len(losses), config.steps), initial=len(losses), total=config.steps, desc=description)
     for step in bar:
         loss = drawn_loss(unet, schedule, data, config.batch_size, generator, flip=config.flip)
-        if not torch.isfinite(loss):
-            raise FreezeAsGuardError(f"{description}: the loss is {loss.item()} at step {step}; lower its lr")
+        losses.append(finite_loss(loss.item(), description, f"step {step}", "lower its lr"))
         optimizer_step(loss, optimizer, parameters, config.max_grad_norm)
-        losses.append(loss.item())
         if step % 10 == 0:
             bar.set_postfix(loss=f"{sum(losses[-20:]) / len(losses[-20:]):.4f}")
         if checkpoint and (step + 1) % config.checkpoint_steps == 0 and step + 1 < config.steps:
