@@ -1,6 +1,6 @@
 """Features of a case's real images, and what the scores read on them: the calibration lines."""
 
-from freezeasguard.commands import DATA, REPORTS, SCORERS, Case, Domain, machine, run
+from freezeasguard.commands import DATA, REPORTS, SCORERS, Case, Domain, run
 from freezeasguard.models.latents import CaseData
 from freezeasguard.scores.reference import reference_case
 from freezeasguard.settings.resolve import ReferenceSettings, read_settings
@@ -10,7 +10,7 @@ def main(case: Case, domain: Domain) -> None:
     settings = read_settings(ReferenceSettings, f"reference/{case}")
     data, raw = CaseData.load(DATA / "latents" / case), DATA / "raw" / domain
     out, lines = DATA / "reference" / case, REPORTS / "calibration" / f"{case}.json"
-    reference_case(settings, data, raw, SCORERS, out, lines, threads=machine().workers)
+    reference_case(settings, data, raw, SCORERS, out, lines)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Score the images of a case's arms: a row an image, each score with its interval, and the arms compared."""
 
-from freezeasguard.commands import DATA, REPORTS, SCORERS, Case, Domain, machine, run
+from freezeasguard.commands import DATA, REPORTS, SCORERS, Case, Domain, run
 from freezeasguard.models.latents import CaseData
 from freezeasguard.scores.score import score_case
 from freezeasguard.settings.resolve import ScoreSettings, read_settings
@@ -17,7 +17,6 @@ def main(case: Case, domain: Domain) -> None:
         **folders,
         out=DATA / "scores" / case,
         reports=REPORTS / "scores" / case,
-        threads=machine().workers,
     )
 
 

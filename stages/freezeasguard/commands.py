@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import write_json
+from freezeasguard.files import remove_leftovers, write_json
 
 DATA = Path("data")
 REPORTS = Path("reports")
@@ -24,7 +25,10 @@ AnArm = Annotated[str, typer.Argument(help="An arm of the case, e.g. full, uce-b
 
 
 def run(command: Callable[..., Any]) -> None:
-    """Run a stage's command under Typer; an expected error is one line and exit code 1."""
+    """Run a stage's command under Typer; an expected error is one line and exit code 1.
+
+    SIGTERM ends it as Ctrl-C does: children are ended and temporary files removed on the way out.
+    """
     import gc
 
     gc.freeze()  # what was imported stays anyway
@@ -34,12 +38,19 @@ def run(command: Callable[..., Any]) -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    signal.signal(signal.SIGTERM, _terminate)
+    remove_leftovers(DATA, REPORTS)
     command.__doc__ = command.__doc__ or sys.modules[command.__module__].__doc__
     try:
         typer.run(command)
     except FreezeAsGuardError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _terminate(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning short
+    raise SystemExit(128 + number)
 
 
 class Machine(NamedTuple):

@@ -1,4 +1,8 @@
-"""Files that are whole or absent: write under a temporary name, then rename."""
+"""Files that are whole or absent: write under a temporary name, then rename.
+
+A temporary name is `.NAME.PID.tmp` beside the file or folder, `.NAME.PID.old` for what is being replaced. `.dvcignore`
+lists both, so that what a killed process leaves changes no folder's hash; the next stage removes it.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,26 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from freezeasguard.errors import FreezeAsGuardError
 
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it replaces `path`, on any error nothing is left behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     with _explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,8 +42,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; on success it replaces `path`, on error the old one stays."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    temporary, old = _beside(path, "tmp"), _beside(path, "old")
     with _explained(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +77,40 @@ def _explained(path: Path) -> Iterator[None]:
             f"the disk is full ({shutil.disk_usage(existing).free // 2**20} MiB free) while writing {path}; nothing "
             "was left half-written. Free some space (`dvc gc -w` drops unused cache) and run `dvc repro` again"
         ) from error
+
+
+def remove_leftovers(*roots: Path) -> None:
+    """Remove what killed processes left under temporary names; what they were about to replace goes back.
+
+    Called before this process writes: what bears its own number is of a dead one that had the same.
+    """
+    for root in roots:
+        for folder, folders, files in os.walk(root):
+            found = [match for name in (*folders, *files) if (match := TEMPORARY.fullmatch(name))]
+            for match in found:
+                if int(match["pid"]) == os.getpid() or not _is_running(int(match["pid"])):
+                    _remove_leftover(Path(folder, match[0]), Path(folder, match["name"]), match["kind"])
+            folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
+
+
+def _remove_leftover(path: Path, target: Path, kind: str) -> None:
+    with suppress(FileNotFoundError):  # another process may do the same
+        if kind == "old" and not target.exists():
+            os.replace(path, target)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no process number at all
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:

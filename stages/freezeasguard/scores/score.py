@@ -38,7 +38,6 @@ def score_case(
     scorers: Path,
     out: Path,
     reports: Path,
-    threads: int,
 ) -> None:
     """Write a table of images an arm into the folder `out`, and scores and paired differences into `reports`.
 
@@ -47,7 +46,7 @@ def score_case(
         raw: the folder of the domain's images; scorers: that of the embedded networks.
     """
     block, names = settings.score, settings.scores
-    extractors = Extractors(block, scorers, threads)
+    extractors = Extractors(block, scorers)
     real = Reference.from_tensors(load_file(reference / REFERENCE_FILE))
     kept = kept_losses({arm: read_fixed_noise_losses(adapted / arm) for arm in settings.arms})
     scored = {}
