@@ -48,9 +48,9 @@ def run_case(workers: int) -> dict[str, bytes]:
     stage("encode", CASE, CASE, MODEL)
     stage("relearn", CASE, MODEL)
     stage("reference", CASE, CASE)
+    for arm in ARMS[1:]:
+        stage("protect", CASE, arm, MODEL)
     for arm in ARMS:
-        if arm != "pretrained":
-            stage("protect", CASE, arm, MODEL)
         stage("adapt", CASE, arm, MODEL)
         stage("generate", CASE, arm, MODEL)
     stage("score", CASE, CASE)

@@ -19,6 +19,8 @@ from typing import Any
 
 from freezeasguard.errors import FreezeAsGuardError
 
+DISK_IS_FULL = ("No space left on device", "inline_container.cc", "database or disk is full")
+"""What safetensors, torch.save and SQLite say of it."""
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
 
 
@@ -30,7 +32,7 @@ def _beside(path: Path, kind: str) -> Path:
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it replaces `path`, on any error nothing is left behind."""
     temporary = _beside(path, "tmp")
-    with _explained(path):
+    with explain_full_disk(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -43,7 +45,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; on success it replaces `path`, on error the old one stays."""
     temporary, old = _beside(path, "tmp"), _beside(path, "old")
-    with _explained(path):
+    with explain_full_disk(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
@@ -63,14 +65,13 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Say what a full disk is: safetensors and torch.save report one in words of their own."""
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Say what a full disk is: not all libraries report one by the system's own error."""
     try:
         yield
     except Exception as error:
         text = str(error)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text
-        if not (full or "inline_container.cc" in text):
+        if getattr(error, "errno", None) != errno.ENOSPC and not any(words in text for words in DISK_IS_FULL):
             raise
         existing = next(p for p in path.absolute().parents if p.exists())
         raise FreezeAsGuardError(
