@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from freezeasguard.commands import machine
 from freezeasguard.settings.profiles import update_params, write_cells, write_profile
 
 ROOT = Path(__file__).parent.parent
@@ -42,9 +43,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run_case(workers: int) -> dict[str, bytes]:
     """Every file that the case's stages write, by its path."""
-    params = Path("params.yaml")
-    params.write_text(params.read_text().replace("workers: 2", f"workers: {workers}"))
-    assert f"workers: {workers}" in params.read_text()
+    update_params(Path("params.yaml"), {"workers": workers})
+    assert machine().workers == workers
     stage("encode", CASE, CASE, MODEL)
     stage("relearn", CASE, MODEL)
     stage("reference", CASE, CASE)
