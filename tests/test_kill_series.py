@@ -29,7 +29,7 @@ from project import copy_project, repro
 pytestmark = pytest.mark.kill
 
 KILLS, SEED = 20, 0
-SHARE = 1 / 8
+SHARE = 1 / 10
 """A kill comes after at most this share of what the undisturbed run took: many a repro gets some stages on."""
 WHO = ("parent", "child", "group")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
