@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,13 @@ from freezeasguard.sides import SIDES
 torch.set_num_threads(1)
 
 CHANNELS, SIZE, TOKENS, TEXT = 4, 8, 3, 8
+
+
+@pytest.fixture(autouse=True)
+def one_thread_again() -> Iterator[None]:
+    """Stages set their own number of threads: what a test runs must not slow the next, nor change its last digits."""
+    yield
+    torch.set_num_threads(1)
 
 
 class ToyDenoiser(torch.nn.Module):

@@ -230,7 +230,7 @@ FAULTS = [
     ),
     Fault("infinite values drawn", "models/sampling.py", "if not values.isfinite().all():", "if False:", TORN),
     Fault("infinite losses trained on", "models/batches.py", "if not math.isfinite(loss):", "if False:", TORN),
-    Fault("rows of any length read", "files.py", "if odd := [(line, len(row))", "if [] and [(line, len(row))", TORN),
+    Fault("rows of any length read", "reading.py", "if odd := [(line, len(row))", "if [] and [(line, len(row))", TORN),
     # --- settings
     Fault(
         "a mask of a sweep follows rho",

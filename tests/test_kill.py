@@ -1,4 +1,4 @@
-"""A stage killed midway: nothing torn is left, and the next run goes on from its checkpoint."""
+"""A stage killed midway, or on a full disk: nothing torn is left, and the next run goes on from its checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,40 @@ def test_killed_adaptation_resumes_bit_for_bit(project: Path) -> None:
         assert all(torch.equal(again[name], tensors[name]) for name in tensors)
     assert json.loads((out / "illegal.json").read_text())["losses"] == losses
     assert not list(checkpoints.glob("*.pt"))
+
+
+@pytest.fixture
+def small_disks(project: Path) -> Iterator[list[Path]]:
+    """Two folders of the project, each on a disk of 2 MB."""
+    folders = [project / "data/checkpoints", project / "data/adapted"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "small", str(folder)]
+        if (done := subprocess.run(mount, capture_output=True, text=True)).returncode:
+            pytest.skip(f"needs the right to mount a small tmpfs: {done.stderr.strip()}")
+    yield folders
+    for folder in folders:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_once_there_is_space(
+    project: Path, small_disks: list[Path]
+) -> None:
+    out = project / "data/adapted/portraits/full"
+
+    def run() -> tuple[int, list[str]]:
+        command = [sys.executable, "-m", "stages.adapt", "portraits", "full", "tiny-1.5"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}
+        done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+        return done.returncode, [line for line in done.stderr.splitlines() if "error" in line or "Traceback" in line]
+
+    for disk in small_disks:  # where a checkpoint is saved, then where the tensors are
+        code, errors = run()
+        assert code == 1 and len(errors) == 1, errors
+        assert errors[0].startswith("error: the disk is full (") and str(disk.relative_to(project)) in errors[0]
+        assert not [path for path in (project / "data").rglob("*") if path.suffix in (".tmp", ".old")]
+        assert not out.exists()
+        subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
+    assert run() == (0, [])
+    assert len(json.loads((out / "illegal.json").read_text())["losses"]) == 40
+    assert {path.suffix for path in out.iterdir()} == {".json", ".safetensors"} and len(list(out.iterdir())) == 4

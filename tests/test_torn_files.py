@@ -23,12 +23,12 @@ from freezeasguard.data.caption import caption_domain, read_edits
 from freezeasguard.data.manifest import COLUMNS, read_manifest
 from freezeasguard.data.split import split_domain
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_json, read_png, read_table
 from freezeasguard.masks.bilevel import MaskLearner
 from freezeasguard.models import generate
 from freezeasguard.models.diffusion import load_scheduler, load_text, load_unet, model_hash, named_tensors
 from freezeasguard.models.images import read_images
 from freezeasguard.models.latents import CaseData
+from freezeasguard.reading import read_json, read_png, read_table
 from freezeasguard.reports.survey import survey_domain
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.params import load_params

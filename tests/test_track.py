@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -221,3 +223,86 @@ def test_every_run_has_its_fingerprint() -> None:
     track(smoke(ARMS), Path.cwd())
     marks = [run.data.tags[FINGERPRINT] for run in runs_of(client())]
     assert len(set(marks)) == len(marks) == 4
+
+
+# --- kills, locks and broken disks ------------------------------------------------------------------
+
+
+def _track_until_killed(root: Path) -> None:
+    from freezeasguard.reports import track as module
+
+    os.chdir(root)
+    whole, logged = module.Mirror.log_metrics, []
+
+    def die(self: Any, run_id: str, values: Any) -> None:
+        if logged:
+            os.kill(os.getpid(), signal.SIGKILL)
+        logged.append(run_id)
+        whole(self, run_id, values)
+
+    module.Mirror.log_metrics = die  # pyright: ignore[reportAttributeAccessIssue]
+    track(smoke(ARMS), root)
+
+
+def test_a_track_that_got_sigkill_is_taken_up_without_a_second_run_of_anything() -> None:
+    root = Path.cwd()
+    job = multiprocessing.get_context("spawn").Process(target=_track_until_killed, args=(root,))
+    job.start()
+    job.join(120)
+    assert job.exitcode == -signal.SIGKILL
+    assert track(smoke(ARMS), root) == (2, 1)
+    runs = {status: [r for r in runs_of(client()) if r.info.status == status] for status in ("FINISHED", "FAILED")}
+    assert len(runs["FAILED"]) == 1 and len(runs_of(client())) == 5  # none RUNNING
+    assert len({run.data.tags[FINGERPRINT] for run in runs["FINISHED"]}) == len(runs["FINISHED"]) == 4
+    assert track(smoke(ARMS), root) == (0, 3)
+
+
+def test_a_database_with_a_broken_page_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    track(smoke(ARMS), Path.cwd())
+    content = bytearray(Path("mlflow.db").read_bytes())
+    content[40_000:120_000] = b"\x5a" * 80_000
+    Path("mlflow.db").write_bytes(content)
+    Path("data/tracked.json").unlink()
+    capfd.readouterr()
+    with pytest.raises(
+        FreezeAsGuardError, match=r"mlflow.db is no MLflow database, or broken \(.*\); move it"
+    ) as error:
+        track(smoke(ARMS), Path.cwd())
+    assert "\n" not in str(error.value) and "SQL" not in capfd.readouterr().err
+    assert not Path("data/tracked.json").exists()
+
+
+def test_a_database_that_is_taken_while_it_is_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from freezeasguard.reports import track as module
+
+    whole = module.Mirror.log_params
+
+    def taken(self: Any, run_id: str, values: Any) -> None:
+        holder = sqlite3.connect("mlflow.db", isolation_level=None)
+        holder.execute("BEGIN EXCLUSIVE")
+        try:
+            whole(self, run_id, values)
+        finally:
+            holder.close()
+
+    monkeypatch.setattr(module.Mirror, "log_params", taken)
+    with pytest.raises(FreezeAsGuardError, match=r"database is locked\); stop the program that holds it") as error:
+        track(smoke(ARMS), Path.cwd())
+    assert "\n" not in str(error.value) and "SQL" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "no"), sqlite3.OperationalError("database or disk is full\n[SQL: INSERT ...]")]
+)
+def test_a_full_disk_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    from freezeasguard.reports import track as module
+
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(module.Mirror, "log_params", full)
+    with pytest.raises(FreezeAsGuardError, match=r"^the disk is full \(\d+ MiB free\) while writing .*mlflow.db"):
+        track(smoke(ARMS), Path.cwd())
+    assert not Path("data/tracked.json").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import write_json
+from freezeasguard.files import remove_leftovers, write_json
 from freezeasguard.warm import quiet
 
 DATA = Path("data")
@@ -29,7 +30,10 @@ AnArm = Annotated[str, typer.Argument(help="An arm of the case, e.g. full, uce-b
 
 
 def run(command: Callable[..., Any]) -> None:
-    """Run a stage's command under Typer; an expected error is one line and exit code 1."""
+    """Run a stage's command under Typer; an expected error is one line and exit code 1.
+
+    SIGTERM ends it as Ctrl-C does: children are ended and temporary files removed on the way out.
+    """
     import gc
 
     gc.freeze()  # what was imported stays anyway
@@ -37,12 +41,19 @@ def run(command: Callable[..., Any]) -> None:
     # The networks are small: one thread is faster, and leaves the other core to the cell's other side.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet()
+    signal.signal(signal.SIGTERM, _terminate)
+    remove_leftovers(DATA, REPORTS)
     command.__doc__ = command.__doc__ or sys.modules[command.__module__].__doc__
     try:
         typer.run(command)
     except FreezeAsGuardError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _terminate(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning short
+    raise SystemExit(128 + number)
 
 
 class Machine(NamedTuple):

@@ -1,32 +1,38 @@
-"""Files that are whole or absent: written under a temporary name, then renamed; torn and foreign ones are refused."""
+"""Files that are whole or absent: written under a temporary name, then renamed.
+
+A temporary name is `.NAME.PID.tmp` beside the file or folder, `.NAME.PID.old` for what is being replaced. `.dvcignore`
+lists both, so that what a killed process leaves changes no folder's hash; the next stage removes it.
+"""
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
-import io
 import json
 import os
+import re
 import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from freezeasguard.errors import FreezeAsGuardError
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from PIL import Image
-    from torch import Tensor
+DISK_IS_FULL = ("No space left on device", "inline_container.cc", "database or disk is full")
+"""What safetensors, torch.save and SQLite say of it."""
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
 
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it replaces `path`, on any error nothing is left behind."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with _explained(path):
+    temporary = _beside(path, "tmp")
+    with explain_full_disk(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -38,9 +44,8 @@ def write_atomically(path: Path) -> Iterator[Path]:
 @contextmanager
 def folder_atomically(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder; on success it replaces `path`, on error the old one stays."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    with _explained(path):
+    temporary, old = _beside(path, "tmp"), _beside(path, "old")
+    with explain_full_disk(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(temporary, ignore_errors=True)
@@ -60,14 +65,13 @@ def folder_atomically(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Say what a full disk is: safetensors and torch.save report one in words of their own."""
+def explain_full_disk(path: Path) -> Iterator[None]:
+    """Say what a full disk is: not all libraries report one by the system's own error."""
     try:
         yield
     except Exception as error:
         text = str(error)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text
-        if not (full or "inline_container.cc" in text):
+        if getattr(error, "errno", None) != errno.ENOSPC and not any(words in text for words in DISK_IS_FULL):
             raise
         existing = next(p for p in path.absolute().parents if p.exists())
         raise FreezeAsGuardError(
@@ -76,82 +80,43 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
+def remove_leftovers(*roots: Path) -> None:
+    """Remove what killed processes left under temporary names; what they were about to replace goes back.
+
+    Called before this process writes: what bears its own number is of a dead one that had the same.
+    """
+    for root in roots:
+        for folder, folders, files in os.walk(root):
+            found = [match for name in (*folders, *files) if (match := TEMPORARY.fullmatch(name))]
+            for match in found:
+                if int(match["pid"]) == os.getpid() or not _is_running(int(match["pid"])):
+                    _remove_leftover(Path(folder, match[0]), Path(folder, match["name"]), match["kind"])
+            folders[:] = [name for name in folders if not TEMPORARY.fullmatch(name)]
+
+
+def _remove_leftover(path: Path, target: Path, kind: str) -> None:
+    with suppress(FileNotFoundError):  # another process may do the same
+        if kind == "old" and not target.exists():
+            os.replace(path, target)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's; no process number at all
+        return True
+    return True
+
+
 def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n")
-
-
-@contextmanager
-def _readable(path: Path, remedy: str, kind: str) -> Iterator[None]:
-    """One line for whatever a reader raises: parsers and decoders share no class of errors."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FreezeAsGuardError(f"{path} is missing; {remedy}") from None
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise FreezeAsGuardError(f"{path} {kind} ({reason}); {remedy}") from error
-
-
-def read_json(path: Path, remedy: str, kind: type = dict, keys: Collection[str] = ()) -> Any:
-    """What a JSON file holds: a `kind`, which has these keys at least."""
-    with _readable(path, remedy, "is not JSON"):
-        value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, kind):
-        raise FreezeAsGuardError(f"{path} holds a {type(value).__name__}, not a {kind.__name__}; {remedy}")
-    if missing := [key for key in keys if key not in value]:
-        raise FreezeAsGuardError(f"{path} has no key {missing[0]!r}; {remedy}")
-    return value
-
-
-def read_table(
-    path: Path, remedy: str, columns: Collection[str], numbers: Collection[str] = (), *, by_hand: bool = False
-) -> pd.DataFrame:
-    """A CSV file whose every row is as long as its header: its columns as text, `numbers` as whole numbers.
-
-    Args:
-        columns: text columns that it must have, beside `numbers`.
-        by_hand: a person wrote it: its last line may lack its end, and there may be no rows.
-    """
-    import pandas as pd
-
-    with _readable(path, remedy, "is no table in UTF-8"):
-        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = next(reader, [])
-        rows = [(reader.line_num, row) for row in reader if row]
-    if missing := [name for name in (*columns, *numbers) if name not in header]:
-        raise FreezeAsGuardError(f"{path} has no column {missing[0]!r}, but {','.join(header)[:80]!r}; {remedy}")
-    if twice := [name for name in header if header.count(name) > 1]:
-        raise FreezeAsGuardError(f"{path} has two columns {twice[0]!r}; {remedy}")
-    if odd := [(line, len(row)) for line, row in rows if len(row) != len(header)]:
-        raise FreezeAsGuardError(f"{path}: line {odd[0][0]} has {odd[0][1]} fields for {len(header)} columns; {remedy}")
-    if not by_hand and not (rows and text.endswith("\n")):
-        raise FreezeAsGuardError(f"{path} is {'torn: its last line has no end' if rows else 'empty'}; {remedy}")
-    table = pd.DataFrame([row for _, row in rows], columns=header, dtype=str)
-    with _readable(path, remedy, f"needs whole numbers in {' and '.join(numbers)}"):
-        return table.astype(dict.fromkeys(numbers, "int64"))
-
-
-def read_tensors(path: Path, remedy: str, names: Collection[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file: exactly these `names`, where they are given."""
-    from safetensors.torch import load_file
-
-    with _readable(path, remedy, "is torn"):
-        tensors = load_file(path)
-    if names is not None and (odd := sorted(tensors.keys() ^ set(names))):
-        raise FreezeAsGuardError(
-            f"{path} {'has no' if odd[0] in names else 'holds a foreign'} tensor {odd[0]}; {remedy}"
-        )
-    return tensors
-
-
-def read_png(path: Path, remedy: str) -> Image.Image:
-    """An RGB image that the pipeline wrote itself; no other decoder than PNG's is tried."""
-    from PIL import Image
-
-    with _readable(path, remedy, "cannot be read"), Image.open(path, formats=["PNG"]) as image:
-        return image.convert("RGB")
 
 
 def fingerprint(*content: Any) -> str:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,12 +33,36 @@ def one_thread(device: str) -> None:
         torch.set_num_threads(1)
 
 
-def _run(task: Callable[[], None], errors: Any) -> None:
+PR_SET_PDEATHSIG = 1
+"""Of Linux's <sys/prctl.h>: the signal that a process gets when its parent is gone."""
+
+
+def die_with(parent: int, number: int) -> None:
+    """Send this process the signal `number` once its parent is gone, however that ended: no work goes on unseen."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os.kill(os.getpid(), number)
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(number))
+        if os.getppid() != parent:  # it went before the line above
+            watch()
+    else:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _run(task: Callable[[], None], errors: Any, parent: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it is the parent that cleans up
+    die_with(parent, signal.SIGKILL)
     try:
         task()
     except FreezeAsGuardError as error:
         errors.put(str(error))
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
     except BaseException:
         errors.put(traceback.format_exc())
         raise SystemExit(1) from None
@@ -52,20 +82,29 @@ def run_side_by_side(tasks: Mapping[str, Callable[[], None]], workers: int, devi
         return
     context = multiprocessing.get_context("fork")
     errors = context.Queue()
-    waiting = list(tasks.values())
+    waiting = list(tasks.items())
     running: list[Any] = []
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                process = context.Process(target=_run, args=(waiting.pop(0), errors))
+                name, task = waiting.pop(0)
+                process = context.Process(target=_run, args=(task, errors, os.getpid()), name=name)
                 process.start()
                 running.append(process)
             running[0].join(0.2)
             for process in [p for p in running if not p.is_alive()]:
                 running.remove(process)
                 if process.exitcode:
-                    message = errors.get(timeout=5) if process.exitcode == 1 else f"killed ({process.exitcode})"
-                    raise FreezeAsGuardError(message)
+                    raise FreezeAsGuardError(errors.get(timeout=5) if process.exitcode == 1 else _killed(process))
     finally:
         for process in running:
             process.kill()
+        for process in running:
+            process.join()  # or it might still write into a folder that the caller removes
+
+
+def _killed(process: Any) -> str:
+    return (
+        f"the process of {process.name!r} was killed (exit code {process.exitcode}); if memory ran out, set workers "
+        "to 1 in params.yaml. Run `dvc repro` again: it goes on from the last checkpoint"
+    )

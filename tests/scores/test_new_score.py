@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from freezeasguard.files import read_json
 from freezeasguard.models.latents import CaseData
+from freezeasguard.reading import read_json
 from freezeasguard.reports.tables import calibration_lines, difference_rows, table_rows
 from freezeasguard.scores.reference import reference_case
 from freezeasguard.scores.registry import SCORES
@@ -50,7 +50,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaseData:
     reports, reference = tmp_path / "reports", tmp_path / "reference"
     lines = reports / "calibration/portraits.json"
     settings = ReferenceSettings(seed=1, scores=["brightness"], score=block)
-    reference_case(settings, data, tmp_path / "raw", tmp_path, reference, lines, threads=1)
+    reference_case(settings, data, tmp_path / "raw", tmp_path, reference, lines)
     score_case(
         CaseSettings(seed=1, scores=["brightness"], score=block, arms=ARMS),
         data,
@@ -61,7 +61,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CaseData:
         scorers=tmp_path,
         out=tmp_path / "scores",
         reports=reports / "scores/portraits",
-        threads=1,
     )
     return data
 

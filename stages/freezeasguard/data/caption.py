@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from freezeasguard.data.manifest import read_manifest
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, read_png, read_table, write_json
+from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.reading import read_png, read_table
 from freezeasguard.settings.params import Caption
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freezeasguard.files import read_table
+from freezeasguard.reading import read_table
 
 if TYPE_CHECKING:
     import pandas as pd

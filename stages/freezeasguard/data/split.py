@@ -10,7 +10,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, read_png, read_table
+from freezeasguard.files import folder_atomically
+from freezeasguard.reading import read_png, read_table
 from freezeasguard.settings.resolve import SplitSettings
 from freezeasguard.sides import PARTS, ROLES, SIDES
 

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from freezeasguard.files import read_json, write_json
+from freezeasguard.files import write_json
+from freezeasguard.reading import read_json
 
 MODEL = Path("data/models/tiny-1.5")
 SCORERS = Path("data/models/scorers")

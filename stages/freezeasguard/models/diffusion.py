@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_json
 from freezeasguard.models.fetch import check_model_folder
+from freezeasguard.reading import read_json
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_png
+from freezeasguard.reading import read_png
 
 if TYPE_CHECKING:
     from torch import Tensor

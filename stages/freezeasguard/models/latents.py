@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_table, read_tensors
+from freezeasguard.reading import read_table, read_tensors
 
 if TYPE_CHECKING:  # tables and surveys read the names of the sides, and start faster without torch
     import pandas as pd

@@ -26,7 +26,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, read_tensors, write_json
+from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.models.diffusion import load_unet, model_hash, named_tensors
 from freezeasguard.models.freezing import Frozen
 from freezeasguard.models.granularity import (
@@ -42,6 +42,7 @@ from freezeasguard.models.granularity import (
     unpack_bits,
 )
 from freezeasguard.models.protected_file import FORMAT, again, read_protected_file, sealed
+from freezeasguard.reading import read_tensors
 
 
 @dataclass(frozen=True)

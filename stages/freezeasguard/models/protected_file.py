@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, ValidationError
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_json
+from freezeasguard.reading import read_json
 from freezeasguard.settings.blocks import Block
 
 FORMAT = 3

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_tensors
+from freezeasguard.files import write_atomically
 from freezeasguard.masks.bilevel import LearnedMask, MaskLearner, learn_without_signal
 from freezeasguard.masks.diagnostics import mask_diagnostics, overlap_of_units
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet
 from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
 from freezeasguard.protections.protect import Inputs
+from freezeasguard.reading import read_tensors
 from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import FINETUNED_SIDES, SIDES
 from freezeasguard.workers import run_side_by_side
@@ -62,7 +63,12 @@ def protect(inputs: Inputs) -> Protected:
     with tempfile.TemporaryDirectory() as scratch:
 
         def task(seed: int) -> Any:
-            return lambda: torch.save(learn(inputs, mask, seed, control), f"{scratch}/{seed}.pt")
+            def learn_and_save() -> None:
+                learned = learn(inputs, mask, seed, control)
+                with write_atomically(Path(scratch, f"{seed}.pt")) as temporary:  # a full disk is told in one line
+                    torch.save(learned, temporary)
+
+            return learn_and_save
 
         run_side_by_side({str(seed): task(seed) for seed in seeds}, inputs.workers, inputs.device)
         learned, *others = [torch.load(f"{scratch}/{seed}.pt", weights_only=False) for seed in seeds]

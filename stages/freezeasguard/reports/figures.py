@@ -10,9 +10,10 @@ import pandas as pd
 from PIL import Image
 
 from freezeasguard.arms import Arm
-from freezeasguard.files import read_png, read_table, write_atomically
+from freezeasguard.files import write_atomically
 from freezeasguard.models.images import blur
 from freezeasguard.models.protected_file import read_protected_file
+from freezeasguard.reading import read_png, read_table
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.reports.measures import CaseScores, read_losses
 from freezeasguard.reports.network import block_of, network_order

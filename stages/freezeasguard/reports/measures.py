@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from freezeasguard.arms import PRETRAINED, Arm
-from freezeasguard.files import read_json
+from freezeasguard.reading import read_json
 from freezeasguard.scores.kept import kept_share
 from freezeasguard.scores.registry import SCORES, side_score
 from freezeasguard.settings.params import Params

@@ -6,7 +6,8 @@ import csv
 import html
 from pathlib import Path
 
-from freezeasguard.files import read_json, write_atomically
+from freezeasguard.files import write_atomically
+from freezeasguard.reading import read_json
 from freezeasguard.reports.masks import NAME
 from freezeasguard.reports.tables import table_name
 from freezeasguard.settings.params import Params

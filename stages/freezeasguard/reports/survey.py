@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from freezeasguard.data.manifest import read_manifest
 from freezeasguard.data.split import read_split
-from freezeasguard.files import read_png, write_atomically, write_json
+from freezeasguard.files import write_atomically, write_json
 from freezeasguard.models.images import blur
+from freezeasguard.reading import read_png
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.sides import PARTS
 

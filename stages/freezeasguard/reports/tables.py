@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from freezeasguard.arms import Arm
-from freezeasguard.files import read_json
+from freezeasguard.reading import read_json
 from freezeasguard.reports.masks import write_mask_report
 from freezeasguard.reports.measures import CaseScores, fall_of_quality, read_scores
 from freezeasguard.reports.rendering import write_table

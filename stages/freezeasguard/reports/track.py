@@ -8,6 +8,7 @@ the runs of all its cells.
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -19,8 +20,9 @@ from typing import Any
 
 from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import fingerprint, read_json, read_png, write_json
+from freezeasguard.files import explain_full_disk, fingerprint, write_json
 from freezeasguard.models.protected_file import read_protected_file
+from freezeasguard.reading import read_json, read_png
 from freezeasguard.reports.measures import read_losses, read_scores
 from freezeasguard.reports.summary import METRICS, cell_settings
 from freezeasguard.scores.registry import SCORES
@@ -38,6 +40,7 @@ SAMPLES = 6
 """Images a cell and side."""
 LOCK_WAIT_S = 600
 DATABASE_WAIT_S = 10
+HELD = "stop the program that holds it, e.g. `mlflow ui`"
 
 
 def workspace_root(folder: Path) -> Path:
@@ -163,34 +166,37 @@ def check_database(path: Path) -> None:
         connection = sqlite3.connect(path, timeout=DATABASE_WAIT_S)
         try:
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             connection.rollback()
+            if found != "ok":
+                raise sqlite3.DatabaseError(found.splitlines()[-1])
         finally:
             connection.close()
     except sqlite3.OperationalError as error:
         raise FreezeAsGuardError(
-            f"{path} cannot be written ({error}); stop the program that holds it, e.g. `mlflow ui`, and run "
-            "`dvc repro track` again"
+            f"{path} cannot be written ({error}); {HELD}, and run `dvc repro track` again"
         ) from None
     except sqlite3.DatabaseError as error:
         raise FreezeAsGuardError(
-            f"{path} is no MLflow database ({error}); move it away and run `dvc repro track`, which writes a new one"
+            f"{path} is no MLflow database, or broken ({error}); move it away and run `dvc repro track`, which writes "
+            "a new one"
         ) from None
 
 
 @contextmanager
 def explained(uri: str) -> Iterator[None]:
     """MLflow's errors in one line, with the database and what to do."""
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs a page of SQL before it raises
     try:
         yield
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("mlflow", "sqlalchemy", "sqlite3", "alembic"):
             raise
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        where = uri.removeprefix(SQLITE)
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        held = "database is locked" in told
+        remedy = HELD if held else "move a broken database away, or point MLFLOW_TRACKING_URI at another"
         raise FreezeAsGuardError(
-            f"MLflow cannot use {where} ({told[0][:200]}); move a broken database away, or point MLFLOW_TRACKING_URI "
-            "at another, and run `dvc repro track` again"
+            f"MLflow cannot use {uri.removeprefix(SQLITE)} ({told}); {remedy}, and run `dvc repro track` again"
         ) from error
 
 
@@ -293,7 +299,7 @@ def track_cells(params: Params, data: Path, reports: Path) -> tuple[int, int]:
     mark = fingerprint("experiment", run_name(params), sorted(cell.mark for cell in cells))
     uri = tracking_uri()
     new, runs = 0, {}
-    with exclusively(uri), explained(uri):
+    with exclusively(uri), explained(uri), explain_full_disk(Path(uri.removeprefix(SQLITE))):
         if uri.startswith(SQLITE):
             check_database(Path(uri.removeprefix(SQLITE)))
         mirror = Mirror(uri)

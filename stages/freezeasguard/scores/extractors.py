@@ -17,6 +17,8 @@ from freezeasguard.settings.params import Score as ScoreSettings
 
 CHUNK = 64
 """Images read at once."""
+THREADS = 2
+"""However many cores or workers there are: features differ in their last bits with the number of threads."""
 
 
 class Extractors:
@@ -26,8 +28,8 @@ class Extractors:
         scorers: the folder of the embedded networks.
     """
 
-    def __init__(self, settings: ScoreSettings, scorers: Path, threads: int) -> None:
-        torch.set_num_threads(threads)  # one process: it may use every core
+    def __init__(self, settings: ScoreSettings, scorers: Path, threads: int = THREADS) -> None:
+        torch.set_num_threads(threads)
         self.settings, self.scorers = settings, scorers
         self._loaded: dict[str, Any] = {}
 

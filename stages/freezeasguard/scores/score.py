@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from freezeasguard.files import folder_atomically, read_json, read_table, read_tensors, write_json
+from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.models.latents import CaseData
+from freezeasguard.reading import read_json, read_table, read_tensors
 from freezeasguard.scores.extractors import Extractors
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.scores.scoring import (
@@ -36,7 +37,6 @@ def score_case(
     scorers: Path,
     out: Path,
     reports: Path,
-    threads: int,
 ) -> None:
     """Write a table of images an arm into the folder `out`, and scores and paired differences into `reports`.
 
@@ -45,7 +45,7 @@ def score_case(
         raw: the folder of the domain's images; scorers: that of the embedded networks.
     """
     block, names = settings.score, settings.scores
-    extractors = Extractors(block, scorers, threads)
+    extractors = Extractors(block, scorers)
     real = Reference.from_tensors(
         read_tensors(reference / REFERENCE_FILE, f"run `dvc repro -f reference@{reference.name}`")
     )

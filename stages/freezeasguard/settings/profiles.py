@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_json, write_atomically, write_json
+from freezeasguard.files import write_atomically, write_json
+from freezeasguard.reading import read_json
 from freezeasguard.settings.params import PARAMS, Params, load_params, parse_params
 
 CELLS = Path("data/cells.json")

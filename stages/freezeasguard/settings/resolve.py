@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from freezeasguard.arms import Arm
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, read_json, write_json
+from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.reading import read_json
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.blocks import Block, Seed
 from freezeasguard.settings.code import REPORTS, code_of
