@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from freezeasguard.errors import FreezeAsGuardError
+
+
+def is_name(text: str) -> bool:
+    """Whether a word of a user's or of a foreign listing may name a folder: it leads nowhere else, and fits."""
+    return re.fullmatch(r"\w[\w .,'-]{0,99}", text) is not None and len(text.encode()) <= 200
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from freezeasguard.data.manifest import COLUMNS, MANIFEST
 from freezeasguard.data.sources.base import Item
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically
+from freezeasguard.files import folder_atomically, is_name
 from freezeasguard.settings.params import Domain
 
 
@@ -61,14 +61,19 @@ def crawl_domain(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.Da
             raise FreezeAsGuardError(
                 f"{domain.path or domain.source}: none of {len(rows)} images could be used: {reasons}"
             )
-        manifest.to_csv(temporary / MANIFEST, index=False)
+        manifest.to_csv(temporary / MANIFEST, index=False, errors="backslashreplace")  # names of files may be no UTF-8
     return manifest
 
 
 def _read(item: Item, max_pixels: int, row: dict[str, object]) -> tuple[Image.Image | None, str]:
+    if not is_name(item.class_name):
+        return None, f"refused: class name {item.class_name[:100]!r}"
     if item.image is None or isinstance(item.image, Image.Image):
         return item.image, item.status
-    content = item.image.read_bytes() if isinstance(item.image, Path) else item.image
+    try:
+        content = item.image.read_bytes() if isinstance(item.image, Path) else item.image
+    except OSError as error:
+        return None, f"unreadable: {type(error).__name__}"
     row |= {"bytes": len(content), "source_sha256": hashlib.sha256(content).hexdigest()}
     return decode(content, max_pixels)
 
