@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from freezeasguard.data.clean import Cleaner, decode, near_duplicates, perceptual_hash
 from freezeasguard.data.manifest import COLUMNS, MANIFEST
-from freezeasguard.data.sources.base import Item
+from freezeasguard.data.sources.base import Item, as_utf8
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import folder_atomically, is_name
@@ -52,7 +52,8 @@ def crawl_domain(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.Da
                 if status == "ok" and domain.clean.near_duplicate_bits is not None:
                     hashes.append(perceptual_hash(image))
                     hashed.append(len(rows))
-            rows.append({**row, "status": status})
+            row["status"] = status
+            rows.append({key: as_utf8(value) if isinstance(value, str) else value for key, value in row.items()})
         if domain.clean.near_duplicate_bits is not None:
             _drop_near_duplicates(rows, hashed, hashes, domain.clean.near_duplicate_bits, temporary)
         manifest = pd.DataFrame(rows, columns=COLUMNS)
@@ -61,7 +62,7 @@ def crawl_domain(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.Da
             raise FreezeAsGuardError(
                 f"{domain.path or domain.source}: none of {len(rows)} images could be used: {reasons}"
             )
-        manifest.to_csv(temporary / MANIFEST, index=False, errors="backslashreplace")  # names of files may be no UTF-8
+        manifest.to_csv(temporary / MANIFEST, index=False)
     return manifest
 
 

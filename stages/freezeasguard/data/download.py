@@ -118,6 +118,14 @@ def read_address(url: str) -> tuple[str, int]:
     return str(other.host).strip("[]"), (80 if parts.scheme == "http" else 443) if port is None else port
 
 
+def absolute(page: str, address: str) -> str:
+    """A malformed address stays as it is: it is refused where it is read, and the log says so."""
+    try:
+        return urljoin(page, address)
+    except ValueError:
+        return address
+
+
 def is_public(address: str) -> bool:
     """An address of the wide net: not of a private network, nor an IPv6 one that leads to such an IPv4 one."""
     found = ipaddress.ip_address(address)
@@ -240,7 +248,7 @@ def transfer(
                 with deadline.holds():
                     target = session.get_redirect_target(response)
                     if target is not None:
-                        url = urljoin(url, target)
+                        url = absolute(url, target)
                         continue
                 if response.status_code != 200:
                     raise Ended(f"http {response.status_code}")

@@ -31,6 +31,11 @@ class Item:
     status: str = "ok"
 
 
+def as_utf8(text: str) -> str:
+    """Half characters, which names of files and JSON may hold, written out: a manifest cannot hold them."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def is_inside(path: Path, *roots: Path | str) -> bool:
     """By its name alone: what a foreign listing calls `..` or absolute is judged before anything is touched."""
     return any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)) for root in roots)

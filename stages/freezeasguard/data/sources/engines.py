@@ -13,16 +13,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote_plus, urljoin
+from urllib.parse import quote_plus
 
 from freezeasguard.data.download import (
     DownloadLog,
     LimitedSession,
     Limits,
     Robots,
+    absolute,
     fetch,
     store,
 )
+from freezeasguard.data.sources.base import as_utf8
 from freezeasguard.errors import FreezeAsGuardError
 
 if TYPE_CHECKING:
@@ -40,16 +42,8 @@ def image_addresses(page: str, text: str) -> list[str]:
         address = str(tag.get("src" if tag.name == "img" else "href") or "").strip()
         is_file = address.lower().split("?")[0].endswith((".jpg", ".jpeg", ".png", ".webp"))
         if address and (is_file or tag.name == "img"):
-            found[_absolute(page, address)] = None
+            found[absolute(page, address)] = None
     return list(found)
-
-
-def _absolute(page: str, address: str) -> str:
-    """A malformed address stays as it is: the download refuses it, and says so."""
-    try:
-        return urljoin(page, address)
-    except ValueError:
-        return address
 
 
 def crawl(config: Crawl, folder: Path) -> DownloadLog:
@@ -94,7 +88,7 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
 
         def download(self, task: dict[str, Any], *_: Any, **__: Any) -> bool:  # pyright: ignore
             nonlocal fetched_now
-            url = str(task["file_url"]).encode("utf-8", "backslashreplace").decode()  # a log holds no half characters
+            url = as_utf8(str(task["file_url"]))
             with lock:
                 if fetched_now >= missing:
                     self.signal.set(reach_max_num=True)
