@@ -184,8 +184,8 @@ FAULTS = [
     Fault(
         "connected to what the name resolves to by now",
         "data/download.py",
-        """        pool.ConnectionCls = type("Pinned", (pool.ConnectionCls,), {"_new_conn": lambda _: self._connect()})\n""",
-        "",
+        '{"_new_conn": lambda _: self._connect()}',
+        "{}",
         WEB,
     ),
     Fault("nobody hangs up at the deadline", "data/download.py", "            timer.start()\n", "", WEB),
