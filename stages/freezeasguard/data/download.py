@@ -80,7 +80,6 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds, self._end = seconds, time.monotonic() + seconds
 
-    @property
     def left(self) -> float:
         """Seconds; an exchange that has none left ends here."""
         left = self._end - time.monotonic()
@@ -94,11 +93,11 @@ class Deadline:
         try:
             yield
         except Exception as error:
-            _ = self.left  # an exchange that was cut says so
+            self.left()  # an exchange that was cut says so
             late = isinstance(error, (requests.Timeout, urllib3.exceptions.TimeoutError))
             name = f"timeout: over {self.seconds:g} s" if late else f"connection: {type(error).__name__}"
             raise Ended(name) from error
-        _ = self.left  # a cut connection may look like the end of the answer
+        self.left()  # a cut connection may look like the end of the answer
 
 
 def read_address(url: str) -> tuple[str, int]:
@@ -150,7 +149,7 @@ def resolve(url: str, allow_private: bool, deadline: Deadline) -> list[tuple[Any
 
     threading.Thread(target=ask, daemon=True).start()  # a resolver knows no deadline
     try:
-        found = answers.get(timeout=deadline.left)
+        found = answers.get(timeout=deadline.left())
     except queue.Empty:
         raise Ended(f"timeout: over {deadline.seconds:g} s") from None
     if isinstance(found, (UnicodeError, OverflowError)):  # what no resolver can be asked for
@@ -199,13 +198,13 @@ class PinnedAdapter(HTTPAdapter):
         failure: OSError = OSError("no address")
         for tried, entry in enumerate(self._found):
             try:
-                line = connect(entry, self._deadline.left / (len(self._found) - tried))
+                line = connect(entry, self._deadline.left() / (len(self._found) - tried))
             except OSError as error:
                 failure = error
                 continue
-            line.settimeout(self._deadline.left)  # of the TLS handshake
+            line.settimeout(self._deadline.left())  # of the TLS handshake
             own = line.dup()  # the connection may wrap its own, or close it
-            timer = threading.Timer(self._deadline.left, _hang_up, [own])
+            timer = threading.Timer(self._deadline.left(), _hang_up, [own])
             timer.daemon = True
             timer.start()
             self._timers.append((timer, own))
@@ -278,7 +277,7 @@ def _answer(
             )
             request = session.prepare_request(asked)
             verify = session.merge_environment_settings(url, {}, None, None, None)["verify"]
-            response = adapter.send(request, stream=True, timeout=deadline.left, verify=verify)
+            response = adapter.send(request, stream=True, timeout=deadline.left(), verify=verify)
         with closing(response):
             extract_cookies_to_jar(session.cookies, request, response.raw)
             yield response
@@ -354,7 +353,7 @@ class Robots:
 
     def _read(self, host: str, deadline: Deadline) -> RobotFileParser | None:
         fetched = fetch(self._session, f"{host}/robots.txt", self._limits, deadline=deadline)
-        _ = deadline.left  # no answer in time is no answer: the next image asks again
+        deadline.left()  # no answer in time is no answer: the next image asks again
         if fetched.content is None:
             return None
         parser = RobotFileParser()
