@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -105,3 +109,81 @@ def serve(files: dict[str, bytes] | None = None) -> Iterator[tuple[str, Counter[
     finally:
         server.shutdown()
         server.server_close()
+
+
+class Internet:
+    """Names, addresses and connections as tests say; every connection ends at a server on this machine.
+
+    Nothing of the library is replaced: the operating system's resolver and `connect` are.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, hosts: dict[str, list[str]], pages: dict[str, Any]) -> None:
+        self.hosts, self.pages = hosts, pages
+        self.resolved: list[str] = []
+        self.connected: list[str] = []
+        self.asked: list[str] = []
+        real = socket.socket.connect
+        internet = self
+
+        class Answers(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:  # noqa: N802 (the standard library's name)
+                url = f"http://{self.headers['Host']}{self.path}"
+                internet.asked.append(url)
+                answer = internet.pages.get(url, 404)
+                self.send_response(answer if isinstance(answer, int) else 302 if isinstance(answer, str) else 200)
+                if isinstance(answer, str):
+                    self.send_header("Location", answer)
+                self.end_headers()
+                self.wfile.write(answer if isinstance(answer, bytes) else b"")
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        self.address = self.server.server_address
+
+        def resolve(host: str, port: int, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
+            self.resolved.append(host)
+            found = self.hosts.get(host, [host])
+            family = {True: socket.AF_INET6, False: socket.AF_INET}
+            return [(family[":" in a], socket.SOCK_STREAM, 6, "", (a, port)) for a in found]
+
+        def connect(line: socket.socket, address: Any) -> None:
+            self.connected.append(address[0])
+            if line.family == socket.AF_INET6:
+                raise OSError(errno.ENETUNREACH, "no IPv6 here")
+            real(line, self.address)
+
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        monkeypatch.setattr(socket.socket, "connect", connect)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@contextmanager
+def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """The port of a server that does with each connection what `answer` does, once the request has come."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def handle(line: socket.socket) -> None:
+            with line:
+                try:
+                    line.recv(4096)
+                    answer(line)
+                except OSError:
+                    pass  # the client has had enough
+
+        def accept() -> None:
+            while True:
+                try:
+                    line = listener.accept()[0]
+                except OSError:
+                    return  # closed
+                threading.Thread(target=handle, args=(line,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]

@@ -32,6 +32,7 @@ OTHER = "SIDES[1 - SIDES.index(side)]"
 USERS, PARTS, PROTECT = "test_users.py", "test_parts.py", "test_protections.py test_baseline_stages.py test_parts.py"
 CODE = "test_dependencies.py"
 SOURCES, SCORING, TORN = "test_sources.py", "scores/test_score_wiring.py", "test_torn_files.py"
+WEB, FILES = "test_hostile_web.py", "test_hostile_files.py"
 
 FAULTS = [
     # --- sides, parts, seeds
@@ -169,13 +170,33 @@ FAULTS = [
     Fault(
         "redirect targets unchecked",
         "data/download.py",
-        "if reason := refuse_address(url, limits.allow_private):",
-        "if _ == 0 and (reason := refuse_address(url, limits.allow_private)):",
-        SOURCES,
+        "found = resolve(url, limits.allow_private, deadline)",
+        "found = resolve(url, limits.allow_private or _ > 0, deadline)",
+        WEB,
+    ),
+    Fault("only the first address checked", "data/download.py", "for entry in found:", "for entry in found[:1]:", WEB),
+    Fault(
+        "robots.txt of the first hop alone",
+        "data/download.py",
+        "if robots is not None:",
+        "if robots is not None and _ == 0:",
+        WEB,
     ),
     Fault(
-        "only the first address checked", "data/download.py", "for entry in found", "for entry in found[:1]", SOURCES
+        "connected to what the name resolves to by now",
+        "data/download.py",
+        '{"_new_conn": lambda _: self._connect()}',
+        "{}",
+        WEB,
     ),
+    Fault("nobody hangs up at the deadline", "data/download.py", "            timer.start()\n", "", WEB),
+    Fault("userinfo in addresses", "data/download.py", 'if "@" in parts.netloc:', "if False:", WEB),
+    Fault("two readings of an address", "data/download.py", "if not host or not alike or re", "if not host or re", WEB),
+    Fault("netrc sent", "data/download.py", "auth=lambda request: request", "auth=None", WEB),
+    Fault("any format decoded", "data/clean.py", ", formats=FORMATS)", ")", FILES),
+    Fault("listing of an archive unchecked", "data/sources/archive.py", ", within=unpacked", "", FILES),
+    Fault("rows of a data set unchecked", "data/sources/hub.py", "if is_inside(path, *roots)", "if True", FILES),
+    Fault("class names unchecked", "data/crawl.py", "if not is_name(item.class_name):", "if False:", FILES),
     Fault(
         "result pages unlimited",
         "data/sources/engines.py",

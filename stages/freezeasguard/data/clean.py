@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,34 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Clean
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""All that foreign bytes are decoded as: decoders of other formats crash, or call other programs (EPS: Ghostscript)."""
 
-def decode(content: bytes | Path, max_pixels: int) -> tuple[Image.Image | None, str]:
-    """An upright RGB image, or None and the reason: unreadable, truncated, or too large to decode."""
+
+def decode(content: bytes, max_pixels: int) -> tuple[Image.Image | None, str]:
+    """An upright RGB image, or None and the reason: unreadable, truncated, too large, or of a refused format."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        with Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             if opened.width * opened.height > max_pixels:
                 return None, f"too large: {opened.width}x{opened.height} pixels"
             return ImageOps.exif_transpose(opened).convert("RGB"), "ok"
     except UnidentifiedImageError:
-        return None, "unreadable: no image"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        refused = _refused_format(content[:16])
+        return None, f"refused: format {refused}" if refused else "unreadable: no image"
+    except Exception as error:  # decoders of broken images have no common error
         reason = "truncated" if "truncated" in str(error) else type(error).__name__
         return None, f"unreadable: {reason}"
+
+
+def _refused_format(start: bytes) -> str | None:
+    """The name of a format that Pillow knows by its first bytes; nothing is decoded."""
+    Image.init()
+    for name, (_, accepts) in Image.OPEN.items():
+        with suppress(Exception):  # as `Image.open`: not every test is made for few bytes
+            if name not in FORMATS and accepts is not None and accepts(start):
+                return name
+    return None
 
 
 class FaceDetector:

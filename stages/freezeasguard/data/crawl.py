@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from freezeasguard.data.clean import Cleaner, decode, near_duplicates, perceptual_hash
 from freezeasguard.data.manifest import COLUMNS, MANIFEST
-from freezeasguard.data.sources.base import Item
+from freezeasguard.data.sources.base import Item, as_utf8
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically
+from freezeasguard.files import folder_atomically, is_name
 from freezeasguard.settings.params import Domain
 
 
@@ -52,7 +52,8 @@ def crawl_domain(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.Da
                 if status == "ok" and domain.clean.near_duplicate_bits is not None:
                     hashes.append(perceptual_hash(image))
                     hashed.append(len(rows))
-            rows.append({**row, "status": status})
+            row["status"] = status
+            rows.append({key: as_utf8(value) if isinstance(value, str) else value for key, value in row.items()})
         if domain.clean.near_duplicate_bits is not None:
             _drop_near_duplicates(rows, hashed, hashes, domain.clean.near_duplicate_bits, temporary)
         manifest = pd.DataFrame(rows, columns=COLUMNS)
@@ -66,9 +67,14 @@ def crawl_domain(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.Da
 
 
 def _read(item: Item, max_pixels: int, row: dict[str, object]) -> tuple[Image.Image | None, str]:
+    if not is_name(item.class_name):
+        return None, f"refused: class name {item.class_name[:100]!r}"
     if item.image is None or isinstance(item.image, Image.Image):
         return item.image, item.status
-    content = item.image.read_bytes() if isinstance(item.image, Path) else item.image
+    try:
+        content = item.image.read_bytes() if isinstance(item.image, Path) else item.image
+    except OSError as error:
+        return None, f"unreadable: {type(error).__name__}"
     row |= {"bytes": len(content), "source_sha256": hashlib.sha256(content).hexdigest()}
     return decode(content, max_pixels)
 

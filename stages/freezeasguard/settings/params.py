@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from freezeasguard.arms import PRETRAINED, Arm
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import is_name
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.blocks import Block, Positive, PositiveFloat, Ratio, Seed
 from freezeasguard.settings.mask import Mask
@@ -108,7 +109,7 @@ class Query(Block):
     """What is asked for one class."""
 
     query: str = ""
-    urls: list[str] = []
+    urls: list[Annotated[str, StringConstraints(strip_whitespace=True)]] = []
     images: Positive = 100
     subject: str | None = None
     """How captions call the class; the class's own name where it is null."""
@@ -136,6 +137,11 @@ class Crawl(Block):
         if self.engine == "page" and not (self.search_url and "{query}" in self.search_url):
             raise ValueError("the engine page needs a search_url with {query}")
         for name, query in self.classes.items():
+            if not is_name(name):
+                raise ValueError(
+                    f"classes has the key {name[:100]!r}, which becomes the name of a folder: begin with a letter or "
+                    "digit and use letters, digits, blanks and - _ . , ' alone, at most 100"
+                )
             if not (query.urls if self.engine == "url-list" else query.query):
                 raise ValueError(f"classes.{name} has no {'urls' if self.engine == 'url-list' else 'query'}")
         return self

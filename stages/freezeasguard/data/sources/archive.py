@@ -18,18 +18,19 @@ def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     config = domain.archive
     assert config is not None
     path = config.path or downloads / "archive.zip"
-    if config.url is not None and not path.is_file():
-        fetch_to_file(config.url, path, Limits(config.max_bytes, config.timeout_s, config.allow_private))
-    if not path.is_file():
+    if config.url is not None and config.sha256 is not None and not path.is_file():
+        limits = Limits(config.max_bytes, config.timeout_s, config.allow_private)
+        fetch_to_file(config.url, path, limits, config.sha256)
+    elif not path.is_file():
         raise FreezeAsGuardError(f"{path} is missing; set archive.path to the zip, or archive.url to fetch it")
-    if config.sha256 is not None:
+    elif config.sha256 is not None:
         verify_sha256(path, config.sha256)
     unpacked = downloads / "unpacked"
     unpack_zip(path, unpacked, max_bytes=config.max_unpacked_bytes)
     licence = "as the archive's publisher states"
     for listing in ("captions.csv", "metadata.jsonl"):
         for found in sorted(unpacked.rglob(listing)):
-            yield from read_listing(found, licence)
+            yield from read_listing(found, licence, within=unpacked)
             return
     root = unpacked
     while (inner := _only_folder(root)) and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in inner.iterdir()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,16 @@ class Item:
     robots: str = ""
     time: str = ""
     status: str = "ok"
+
+
+def as_utf8(text: str) -> str:
+    """Half characters, which names of files and JSON may hold, written out: a manifest cannot hold them."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def is_inside(path: Path, *roots: Path | str) -> bool:
+    """By its name alone: what a foreign listing calls `..` or absolute is judged before anything is touched."""
+    return any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)) for root in roots)
 
 
 def slug(text: str) -> str:

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
-from html.parser import HTMLParser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote_plus, urljoin
+from urllib.parse import quote_plus
 
 from freezeasguard.data.download import (
     DownloadLog,
-    Fetched,
     LimitedSession,
     Limits,
     Robots,
+    absolute,
     fetch,
-    refuse_address,
     store,
 )
+from freezeasguard.data.sources.base import as_utf8
 from freezeasguard.errors import FreezeAsGuardError
 
 if TYPE_CHECKING:
@@ -32,26 +33,17 @@ if TYPE_CHECKING:
 QUEUE_TIMEOUT_S = 1
 
 
-class _Images(HTMLParser):
-    """The addresses of a page's images: <img src> and links to image files."""
+def image_addresses(page: str, text: str) -> list[str]:
+    """Of a page's images, each once: <img src> and links to image files."""
+    from bs4 import BeautifulSoup
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        address = values.get("src") if tag == "img" else values.get("href") if tag == "a" else None
-        if address and (tag == "img" or address.lower().split("?")[0].endswith((".jpg", ".jpeg", ".png", ".webp"))):
-            self.found.append(address)
-
-
-def _absolute(page: str, address: str) -> str:
-    """A malformed address stays as it is: the download refuses it, and says so."""
-    try:
-        return urljoin(page, address)
-    except ValueError:
-        return address
+    found: dict[str, None] = {}
+    for tag in BeautifulSoup(text, "lxml").find_all(["img", "a"]):
+        address = str(tag.get("src" if tag.name == "img" else "href") or "").strip()
+        is_file = address.lower().split("?")[0].endswith((".jpg", ".jpeg", ".png", ".webp"))
+        if address and (is_file or tag.name == "img"):
+            found[absolute(page, address)] = None
+    return list(found)
 
 
 def crawl(config: Crawl, folder: Path) -> DownloadLog:
@@ -87,6 +79,7 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
     limits = Limits(config.max_bytes, config.timeout_s, config.allow_private)
     lock = threading.Lock()
     fetched_now = 0
+    failures: list[OSError | FreezeAsGuardError] = []
 
     class LimitedDownloader(Downloader):
         """Fetches through `download.fetch`; icrawler's own would take any size, address and duration."""
@@ -95,7 +88,7 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
 
         def download(self, task: dict[str, Any], *_: Any, **__: Any) -> bool:  # pyright: ignore
             nonlocal fetched_now
-            url = str(task["file_url"])
+            url = as_utf8(str(task["file_url"]))
             with lock:
                 if fetched_now >= missing:
                     self.signal.set(reach_max_num=True)
@@ -103,14 +96,15 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
                 if log.is_done(class_name, url):
                     return False
                 if self.robots is None:
-                    self.robots = Robots(self.session, limits)
-                note = self.robots.note(url) if refuse_address(url, config.allow_private) is None else "none"
-            if note == "disallowed" and config.respect_robots:
-                fetched = Fetched("refused: robots.txt", url)
-            else:
-                fetched = fetch(self.session, url, limits)
+                    self.robots = Robots(self.session, limits, config.respect_robots)
+            fetched = fetch(self.session, url, limits, robots=self.robots)
             with lock:
-                store(log, class_name, url, str(task.get("page", "")), fetched, note)
+                try:
+                    store(log, class_name, url, str(task.get("page", "")), fetched)
+                except (OSError, FreezeAsGuardError) as error:  # of this machine, as a full disk
+                    failures.append(error)
+                    self.signal.set(reach_max_num=True)
+                    return False
                 if fetched.content is not None:
                     fetched_now += 1
                     self.fetched_num += 1
@@ -126,9 +120,7 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
 
     class PageParser(Parser):
         def parse(self, response: Any) -> list[dict[str, str]]:  # pyright: ignore
-            images = _Images()
-            images.feed(response.text)
-            addresses = dict.fromkeys(_absolute(response.url, a) for a in images.found)
+            addresses = image_addresses(response.url, response.text)
             return [{"file_url": address, "page": response.url} for address in addresses]
 
     logging.getLogger("icrawler").setLevel(logging.ERROR)
@@ -136,9 +128,20 @@ def _crawl_class(config: Crawl, class_name: str, log: DownloadLog, missing: int)
     common |= {"downloader_threads": config.threads, "log_level": logging.ERROR}
 
     def run(crawler: Any, **how: Any) -> None:
-        """Result pages keep to the limits as well, whatever the engine."""
+        """Result pages keep to the limits as well, whatever the engine; one that it cannot read costs itself alone."""
         crawler.parser.session = LimitedSession(crawler.session, limits)
+        engine_parse = crawler.parser.parse
+
+        def parse(response: Any, **options: Any) -> Iterator[Any]:
+            try:
+                yield from engine_parse(response, **options) or ()
+            except Exception as error:
+                print(f"crawl: a result page of {config.engine} cannot be read: {error!r}", file=sys.stderr)
+
+        crawler.parser.parse = parse
         crawler.crawl(**how)
+        for failure in failures:
+            raise FreezeAsGuardError(f"crawl: cannot keep what was fetched: {failure}") from failure
 
     filters = {"license": config.licence} if config.licence else None
     if config.engine == "url-list":

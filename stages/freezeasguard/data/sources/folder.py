@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 
-from freezeasguard.data.sources.base import IMAGE_SUFFIXES, Item, slug, spoken
+from freezeasguard.data.sources.base import IMAGE_SUFFIXES, Item, is_inside, slug, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 
@@ -31,8 +32,11 @@ def read_class_folders(root: Path, licence: str = "the user's own") -> Iterator[
             yield Item(slug(folder_.name), spoken(folder_.name), path, str(path), licence)
 
 
-def read_listing(path: Path, licence: str = "the user's own") -> Iterator[Item]:
-    """A row an image: path (relative to the listing), class, and where there are some subject and caption."""
+def read_listing(path: Path, licence: str = "the user's own", within: Path | None = None) -> Iterator[Item]:
+    """A row an image: path (relative to the listing), class, and where there are some subject and caption.
+
+    A user's own listing may name files anywhere; a foreign one none outside the folder `within`.
+    """
     if not path.is_file():
         raise FreezeAsGuardError(f"{path} is missing; it should list path, class and caption")
     try:
@@ -43,13 +47,15 @@ def read_listing(path: Path, licence: str = "the user's own") -> Iterator[Item]:
         raise FreezeAsGuardError(f"{path} has no column {missing[0]!r}; it needs path and class, and may have caption")
     for row in table.fillna("").astype(str).to_dict("records"):
         file = path.parent / row["path"]
-        known = file.is_file()
+        status = "ok" if os.path.isfile(file) else "missing file"  # unlike Path's, false for any name
+        if within is not None and not is_inside(file, within):
+            status = "refused: a file outside the archive"
         yield Item(
             slug(row["class"]),
             row.get("subject") or spoken(row["class"]),
-            file if known else None,
+            file if status == "ok" else None,
             str(file),
             row.get("licence") or licence,
             row.get("caption", ""),
-            status="ok" if known else "missing file",
+            status=status,
         )
