@@ -196,8 +196,8 @@ FAULTS = [
     Fault(
         "a profile's values override another preset",
         "settings/mask.py",
-        "profile.get(preset) or {}",
-        'profile.get("freezeasguard") or {}',
+        "profile.get(preset) if",
+        'profile.get("freezeasguard") if',
         "test_settings.py",
     ),
 ]

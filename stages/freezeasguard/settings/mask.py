@@ -163,11 +163,12 @@ class Mask(Block):
 
 def layered(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The block with its preset filled in, and by key where each value came from."""
-    preset = values.get("preset", "freezeasguard")
-    profile = values.get("of_profile") or {}
+    preset = str(values.get("preset", "freezeasguard"))
+    profile = values.get("of_profile")
+    of_profile = profile.get(preset) if isinstance(profile, dict) else None
     layers = {
         f"preset {preset}": MASK_PRESETS.get(preset, MASK_PRESETS["freezeasguard"]),
-        f"profile, of_profile.{preset}": profile.get(preset) or {} if isinstance(profile, dict) else {},
+        f"profile, of_profile.{preset}": of_profile if isinstance(of_profile, dict) else {},
         "params.yaml": {key: value for key, value in values.items() if value is not None},
     }
     found: dict[str, Any] = {}

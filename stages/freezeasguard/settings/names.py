@@ -33,7 +33,10 @@ Name = Annotated[
 ]
 """Of a domain, a model, a case, an arm, a method's block or a profile: part of paths and of stage names."""
 ClassName = Annotated[
-    str, _matching(r"\w[\w .,'&()-]{0,99}", "must be a class's name: letters, digits, blanks and .,'&()-_, 100 at most")
+    str,
+    _matching(
+        r"\w[\w .,'-]{0,99}", "must be a class's name: a letter or digit, then also blanks and - _ . , ', 100 at most"
+    ),
 ]
 """Its slug is a folder. Letters of any script: it is no part of a command."""
 HUB_ID = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?"

@@ -29,9 +29,12 @@ AnyBlock = TypeVar("AnyBlock", bound=BaseModel)
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The file's values; YAML 1.2, as DVC reads it."""
+    return parse_yaml(_read_text(path), path)
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     from ruamel.yaml import YAML
 
-    text = _read_text(path)
     try:
         _weigh(YAML(typ="safe").parse(text), path)
         values = YAML(typ="safe").load(text)
