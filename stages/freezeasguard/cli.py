@@ -88,8 +88,12 @@ def new_case(
     """Protect a model of yours against a folder of images: adds a case to params.yaml, for `dvc repro`."""
     from freezeasguard.new_case import add_case
 
-    n_images = add_case(name, {"illegal": illegal, "legal": legal}, model, revision, size_px, only)
-    counted = ", ".join(f"{n} {side} images" for side, n in n_images.items())
+    added = add_case(name, {"illegal": illegal, "legal": legal}, model, revision, size_px, only)
+    counted = ", ".join(f"{n} {side} images" for side, n in added.n_images.items())
+    if added.left_out:
+        print("left out: " + ", ".join(f"{n} {reason}" for reason, n in added.left_out.items()))
+    if added.copy:
+        print(f"your edited params.yaml is kept as {added.copy}")
     print(f"params.yaml has the case {name} ({counted}); run `dvc repro`, then see reports/tables/case-{name}.md")
 
 
