@@ -70,7 +70,8 @@ def _weigh(events: Any, path: Path) -> None:
     for event in events:
         kind, anchor = type(event).__name__, getattr(event, "anchor", None)
         if kind == "AliasEvent":
-            total += weights.get(str(anchor), MAX_NODES)  # one within its own anchor never ends
+            within = any(anchor == other for other, _ in open_)  # of itself: it never ends
+            total += MAX_NODES if within else weights.get(str(anchor), 1)
         elif kind == "ScalarEvent":
             weight = 1 + len(event.value) // 100
             total += weight
