@@ -54,7 +54,8 @@ def _read_text(path: Path) -> str:
         return content.decode()
     except FileNotFoundError:
         raise FreezeAsGuardError(
-            f"{path} is missing in {path.absolute().parent}; change to the project's folder, or {FRESH}"
+            f"{path} is missing; run `freezeasguard profile tiny`, or change to the project's folder: "
+            f"{path.absolute().parent} is none"
         ) from None
     except OSError as error:
         raise FreezeAsGuardError(f"{path} cannot be read ({error.strerror}); make it a readable file") from None
