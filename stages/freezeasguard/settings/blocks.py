@@ -45,8 +45,7 @@ class Block(BaseModel):
 
 
 class MachineBlock(Block):
-    """What params.yaml says of the machine alone, which every stage reads there."""
+    """The keys of params.yaml that say of the machine: every stage reads them there, whatever else it holds."""
 
     workers: Workers
-    """Processes side by side on a CPU: the two sides of a cell, or the seeds of a mask."""
     device: Device = "auto"

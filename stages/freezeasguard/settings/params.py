@@ -21,7 +21,7 @@ from freezeasguard.settings.blocks import (
     Block,
     Bytes,
     Count,
-    MachineBlock,
+    Device,
     Pixels,
     Positive,
     PositiveFloat,
@@ -29,6 +29,7 @@ from freezeasguard.settings.blocks import (
     Ratio,
     Seed,
     Several,
+    Workers,
 )
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.methods import IMMA, UCE
@@ -285,7 +286,7 @@ class Score(Block):
     kid_subsets: Several = 100
 
 
-class Params(MachineBlock):
+class Params(Block):
     """The whole file."""
 
     profile: Name
@@ -293,6 +294,9 @@ class Params(MachineBlock):
     seed: Seed
     roles: Literal["given", "swapped"] = "given"
     """swapped: the classes that the cases name illegal play the legal ones, and the other way round."""
+    workers: Workers
+    """Processes side by side on a CPU: the two sides of a cell, or the seeds of a mask."""
+    device: Device = "auto"
     allow_explicit: bool = False
     """Nothing explicit is fetched, read or rendered unless this is true."""
     domains: dict[Name, Domain]
