@@ -196,7 +196,7 @@ FAULTS = [
     Fault("any format decoded", "data/clean.py", ", formats=FORMATS)", ")", FILES),
     Fault("listing of an archive unchecked", "data/sources/archive.py", ", within=unpacked", "", FILES),
     Fault("rows of a data set unchecked", "data/sources/hub.py", "if is_inside(path, *roots)", "if True", FILES),
-    Fault("class names unchecked", "data/crawl.py", "if not is_name(item.class_name):", "if False:", FILES),
+    Fault("class names unchecked", "data/crawl.py", "if not is_class_name(item.class_name):", "if False:", FILES),
     Fault(
         "result pages unlimited",
         "data/sources/engines.py",
@@ -263,8 +263,8 @@ FAULTS = [
     Fault(
         "a profile's values override another preset",
         "settings/mask.py",
-        "profile.get(preset) or {}",
-        'profile.get("freezeasguard") or {}',
+        "profile.get(preset) if",
+        'profile.get("freezeasguard") if',
         "test_settings.py",
     ),
 ]

@@ -253,7 +253,7 @@ def test_line_cut_by_a_kill_is_captioned_again(raw, progress):
     [
         ({"batch_size": 5, "checkpoint_images": 1}, 0),
         ({"model": "other/model"}, 3),
-        ({"revision": "abc"}, 3),
+        ({"revision": "abc0" * 10}, 3),
         ({"prompt": "{subject}:"}, 3),
         ({"max_new_tokens": 9}, 3),
     ],
@@ -452,12 +452,13 @@ def test_missing_folder_says_what_to_fetch_from_where_and_to_which_folder(tmp_pa
 
 
 def test_unreachable_hub_says_where_the_model_may_be_put():
+    commit = "abc0" * 10
     with pytest.raises(FreezeAsGuardError) as caught:
-        Blip2Captioner(Caption(model="nobody/blip2-none", revision="abc123"))
+        Blip2Captioner(Caption(model="nobody/blip2-none", revision=commit))
     message = str(caught.value)
-    assert "https://huggingface.co/nobody/blip2-none at revision abc123" in message
+    assert f"https://huggingface.co/nobody/blip2-none at revision {commit}" in message
     assert (
-        "hf download nobody/blip2-none --revision abc123 --exclude '*.bin' --local-dir data/models/blip2-none"
+        f"hf download nobody/blip2-none --revision {commit} --exclude '*.bin' --local-dir data/models/blip2-none"
         in message
     )
     assert "set caption.model to data/models/blip2-none" in message

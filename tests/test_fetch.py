@@ -17,7 +17,8 @@ from freezeasguard.models.fetch import PARTS, fetch_model
 from freezeasguard.settings.params import Model
 
 TINY = Path(__file__).parent.parent / "data/models/tiny-1.5"
-HUB = Model(repo="someone/sd", revision="abc")
+COMMIT = "abc0" * 10
+HUB = Model(repo="someone/sd", revision=COMMIT)
 
 
 def files_of(folder: Path) -> set[str]:
@@ -88,7 +89,7 @@ def test_a_hub_model_comes_at_its_revision_with_one_copy_of_its_weights(
         (source / f"unet/diffusion_pytorch_model.{variant}.safetensors").write_text("more")
     asked = hub(monkeypatch, source)
     fetch_model(HUB, tmp_path / "out")
-    assert asked == [{"repo": "someone/sd", "revision": "abc"}]
+    assert asked == [{"repo": "someone/sd", "revision": COMMIT}]
     assert files_of(tmp_path / "out") == wanted() | {"model.json"}
 
 
@@ -101,7 +102,7 @@ def test_a_download_that_fails_says_what_from_where_and_leaves_nothing(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(
-        FreezeAsGuardError, match="cannot fetch someone/sd at revision abc: no route. .*the model's path"
+        FreezeAsGuardError, match=f"cannot fetch someone/sd at revision {COMMIT}: no route. .*the model's path"
     ):
         fetch_model(HUB, tmp_path / "out")
     assert not (tmp_path / "out").exists() and list(tmp_path.iterdir()) == []

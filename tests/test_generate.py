@@ -24,6 +24,7 @@ from freezeasguard.settings.profiles import profile_text
 from freezeasguard.settings.resolve import GenerateSettings
 from freezeasguard.settings.users import Generate
 from freezeasguard.sides import SIDES
+from test_new_case import fill
 
 CONFIG = Generate(
     steps=2, guidance_scale=2, prompts_per_side=2, held_out_prompts_per_side=1, images_per_prompt=2, batch_size=2
@@ -53,13 +54,11 @@ def test_distinct_captions_start_at_image_zero() -> None:
 
 
 def test_a_case_of_few_classes_gets_more_images_a_prompt(tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
-    from PIL import Image
-
     monkeypatch.chdir(tmp_path)
-    for side in ("illegal", "legal"):
-        (tmp_path / side).mkdir()
-        for i in range(10):
-            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / side / f"{i}.png")
+    for number, side in enumerate(("illegal", "legal")):
+        fill(tmp_path / side, 100 * number)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/models").symlink_to(Path(__file__).parent.parent / "data/models")
     Path("params.yaml").write_text(profile_text("tiny"))
     before = yaml.safe_load(Path("params.yaml").read_text())["generate"]
     add_case("mine", {side: tmp_path / side for side in ("illegal", "legal")}, "tiny-1.5", None, 64, True)

@@ -12,7 +12,9 @@ GRANULARITIES = ("tensor", "row", "element")
 """What a mask decides on: a tensor (the paper), a row (an output channel), or a single weight."""
 PRETRAINED = "pretrained"
 """The name of the unprotected model before any fine-tuning."""
-NAME = re.compile(r"(?P<method>[a-z_]+)(-(?P<granularity>row|element))?(-(?P<percent>\d{1,3}))?(-draw(?P<draw>\d+))?")
+NAME = re.compile(
+    r"(?P<method>[a-z_]+)(-(?P<granularity>row|element))?(-(?P<percent>\d{1,3}))?(-draw(?P<draw>\d{1,3}))?"
+)
 
 
 @dataclass(frozen=True)

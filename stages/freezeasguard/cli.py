@@ -21,8 +21,9 @@ def profile(name: Annotated[str | None, typer.Argument(help="Its name; without o
     if name is None:
         print("\n".join(profile_names()))
         return
-    write_profile(name)
-    print(f"params.yaml now holds the profile {name}; `git diff` shows what changed")
+    copy = write_profile(name)
+    kept = f"; your edited params.yaml is kept as {copy}" if copy else ""
+    print(f"params.yaml now holds the profile {name}; `git diff` shows what changed{kept}")
 
 
 @cli.command()
@@ -37,7 +38,8 @@ def cells() -> None:
 def check(
     short: Annotated[bool, typer.Option("--short", help="Only what will run, not every resolved setting.")] = False,
 ) -> None:
-    """Check params.yaml and its cells; say what it will run, and every setting with where it came from."""
+    """Check params.yaml, its cells, and what they need here; say what will run, and where each setting came from."""
+    from freezeasguard.checks import look
     from freezeasguard.settings.origins import origins
     from freezeasguard.settings.params import load_params
     from freezeasguard.settings.profiles import check_cells
@@ -48,12 +50,17 @@ def check(
     print(f"profile {params.profile}: {shown}, {len(params.cells)} cells")
     for name, case in params.cases.items():
         print(f"  {name} (Table {case.table}): {', '.join(case.arms)}")
-    if short:
-        return
-    found = origins()
-    widths = [max(len(str(row[column])) for row in found) for column in (0, 1)]
+    found = [] if short else origins()
+    widths = [max((len(str(row[column])) for row in found), default=0) for column in (0, 1)]
     for key, value, origin in found:
         print(f"{key:<{widths[0]}}  {value!s:<{min(widths[1], 40)}}  {origin}")
+    wrong, later = look(params)
+    for line in later:
+        print(f"not known yet: {line}")
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        raise typer.Exit(1)
 
 
 @cli.command()
@@ -81,8 +88,12 @@ def new_case(
     """Protect a model of yours against a folder of images: adds a case to params.yaml, for `dvc repro`."""
     from freezeasguard.new_case import add_case
 
-    n_images = add_case(name, {"illegal": illegal, "legal": legal}, model, revision, size_px, only)
-    counted = ", ".join(f"{n} {side} images" for side, n in n_images.items())
+    added = add_case(name, {"illegal": illegal, "legal": legal}, model, revision, size_px, only)
+    counted = ", ".join(f"{n} {side} images" for side, n in added.n_images.items())
+    if added.left_out:
+        print("left out: " + ", ".join(f"{n} {reason}" for reason, n in added.left_out.items()))
+    if added.copy:
+        print(f"your edited params.yaml is kept as {added.copy}")
     print(f"params.yaml has the case {name} ({counted}); run `dvc repro`, then see reports/tables/case-{name}.md")
 
 

@@ -64,18 +64,14 @@ class Machine(NamedTuple):
 
 
 def machine() -> Machine:
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path("params.yaml").read_text())
-        device, workers = values.get("device", "auto"), int(values["workers"])
-    except FileNotFoundError:
-        raise FreezeAsGuardError("params.yaml is missing; run `freezeasguard profile tiny`") from None
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FreezeAsGuardError(f"params.yaml: workers and device cannot be read ({error!r})") from None
+    from freezeasguard.settings.blocks import MachineBlock
+    from freezeasguard.settings.reading import read_yaml, validated
     from freezeasguard.workers import resolve_device
 
-    return Machine(resolve_device(device), workers)
+    path = Path("params.yaml")
+    values = read_yaml(path)
+    found = validated(MachineBlock, {key: values[key] for key in MachineBlock.model_fields if key in values}, path)
+    return Machine(resolve_device(found.device), found.workers)
 
 
 def rendered(stage: str, files: list[Path]) -> None:

@@ -28,11 +28,6 @@ def _beside(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{kind}")
 
 
-def is_name(text: str) -> bool:
-    """Whether a word of a user's or of a foreign listing may name a folder: it leads nowhere else, and fits."""
-    return re.fullmatch(r"\w[\w .,'-]{0,99}", text) is not None and len(text.encode()) <= 200
-
-
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path; on success it replaces `path`, on any error nothing is left behind."""

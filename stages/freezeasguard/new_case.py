@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
+from freezeasguard.checks import check_size, model_folder
 from freezeasguard.data.sources.base import IMAGE_SUFFIXES, slug, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
-from freezeasguard.settings.params import PARAMS
-from freezeasguard.settings.profiles import update_params, write_cells
+from freezeasguard.models.fetch import check_model_folder
+from freezeasguard.settings.params import PARAMS, Domain, Model, parse_params
+from freezeasguard.settings.profiles import keep_copy, updated_text, write_params
+from freezeasguard.settings.reading import read_yaml, validated
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LISTINGS = Path("data/cases")
 MIN_IMAGES = 10
@@ -24,21 +31,65 @@ MIN_IMAGES = 10
 MIN_GENERATED = 60
 """A side: scores of fewer generated images say little. A case with few classes gets more images a prompt."""
 
+Sides = Mapping[str, Mapping[str, list[Path]]]
+"""side -> class, named as its folder -> images."""
+
+
+class Added(NamedTuple):
+    n_images: dict[str, int]
+    """Of a side, those that the stage crawl will keep."""
+    left_out: Counter[str]
+    """The others, by the reason that its manifest will give, and files that are no images by their name."""
+    copy: Path | None
+    """Of an edited params.yaml whose other cases were dropped."""
+
 
 def images_by_class(root: Path, side: str) -> dict[str, list[Path]]:
-    """Images by class name: the folder's own, or those of its sub-folders."""
+    """Images by class name: the folder's own, or those of its sub-folders; never some of each."""
     if not root.is_dir():
         raise FreezeAsGuardError(f"--{side} {root} is no folder")
-
-    def images(folder: Path) -> list[Path]:
-        return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-
-    found = {p.name: images(p) for p in sorted(root.iterdir()) if p.is_dir()}
-    found = {name: paths for name, paths in found.items() if paths} or {root.resolve().name: images(root)}
+    folders, images = _folders(root), _images(root)
+    if folders and images:
+        raise FreezeAsGuardError(
+            f"--{side} {root} has {len(images)} images beside its sub-folders (as {images[0].name}); sub-folders are "
+            "classes: move the images into one of them, or away"
+        )
+    found = {folder.name: _images(folder) for folder in folders} or {root.resolve().name: images}
+    for folder in folders:
+        if deeper := _folders(folder):
+            raise FreezeAsGuardError(
+                f"--{side} {root}: class {folder.name!r} has a sub-folder {deeper[0].name!r}; "
+                "move its images up, or make it a class of its own"
+            )
     for name, paths in found.items():
-        if len(paths) < MIN_IMAGES:
-            raise FreezeAsGuardError(f"--{side} {root}: class {name!r} has {len(paths)} images; give it {MIN_IMAGES}")
+        _check_class(f"--{side} {root}: class {name!r}", name, len(paths), "")
+    for a, b in zip(by_slug := sorted(found, key=slug), by_slug[1:], strict=False):
+        if slug(a) == slug(b):
+            raise FreezeAsGuardError(f"--{side} {root}: folders {a!r} and {b!r} are one class, {slug(a)!r}; rename one")
     return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [p for p in _visible(folder) if p.is_dir()]
+
+
+def _images(folder: Path) -> list[Path]:
+    found = [p for p in _visible(folder) if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()]
+    if odd := [p.name for p in found if not p.name.isprintable()]:
+        raise FreezeAsGuardError(f"{str(folder)!r}: the name {odd[0]!r} cannot stand in a listing; rename the image")
+    return found
+
+
+def _check_class(what: str, name: str, n_images: int, reasons: str) -> None:
+    if re.fullmatch(r"[\d-]*|nan|inf|infinity|true|false|\d+e\d+", slug(name)):  # a table would read it as a number
+        raise FreezeAsGuardError(f"{what} has a name that is no word; rename its folder to one")
+    if n_images < MIN_IMAGES:
+        suffixes = "" if n_images or reasons else f" ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        raise FreezeAsGuardError(f"{what} has {n_images} images{suffixes}{reasons}; give it {MIN_IMAGES}")
 
 
 def add_case(
@@ -49,18 +100,26 @@ def add_case(
     size_px: int,
     only: bool,
     path: Path = PARAMS,
-) -> dict[str, int]:
-    """Write the listing, the entries and the cells; returns the number of images a side. Refused, params.yaml stays."""
-    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise FreezeAsGuardError(f"{name!r} is no name for a case; use small letters, digits and dashes")
-    values = yaml.safe_load(path.read_text())
-    if name in values["cases"] and not only:
-        raise FreezeAsGuardError(f"{path} has a case {name!r} already; choose another name, or remove it there")
+) -> Added:
+    """Write the listing, the entries and the cells. Whatever is wrong is told before anything is written."""
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or len(name) > 40:
+        raise FreezeAsGuardError(f"{name!r} is no name for a case; use small letters, digits and dashes, 40 at most")
+    values = read_yaml(path)
+    params = parse_params(values, path)
+    if not only and (blocks := [block for block in ("cases", "domains") if name in values[block]]):
+        raise FreezeAsGuardError(
+            f"{path} has a {blocks[0][:-1]} {name!r} already; choose another name, or remove it there"
+        )
     sides = {side: images_by_class(folder, side) for side, folder in folders.items()}
     if both := sorted({slug(c) for c in sides["illegal"]} & {slug(c) for c in sides["legal"]}):
         raise FreezeAsGuardError(f"class {both[0]!r} is on both sides; rename one of the folders")
-    listing = LISTINGS / f"{name}.csv"
     models, model_name = _model_entry(values["models"], name, model, revision)
+    spec = params.models.get(model_name) or validated(Model, models[model_name], Path("--model"))
+    folder = model_folder(model_name, spec)
+    if spec.path is not None:
+        check_model_folder(folder)
+    check_size(size_px, folder)
+    listing = LISTINGS / f"{name}.csv"
     domain = {
         "source": "folder",
         "path": str(listing),
@@ -76,19 +135,63 @@ def add_case(
         "models": models,
         "cases": {name: case} if only else {**values["cases"], name: case},
     }
+    parse_params({**values, **changed}, path)
+    manifest = _looked_at(domain, sides, params.seed)
+    n_images = _usable(manifest, sides, folders)
     if only:
-        changed["generate"] = _enough_images(
-            values["generate"], min(sum(map(len, classes.values())) for classes in sides.values())
-        )
+        changed["generate"] = _enough_images(values["generate"], min(n_images.values()))
+    text = updated_text(path, changed)
     _write_listing(listing, sides)
-    before = path.read_text()
-    try:
-        update_params(path, changed)
-        write_cells(path)  # checks the whole file first
-    except FreezeAsGuardError:
-        path.write_text(before)
-        raise
-    return {side: sum(map(len, classes.values())) for side, classes in sides.items()}
+    copy = keep_copy(path) if only else None
+    write_params(text, path)
+    return Added(n_images, _left_out(manifest, folders), copy)
+
+
+def _looked_at(domain: dict[str, Any], sides: Sides, seed: int) -> pd.DataFrame:
+    """The manifest that the stage crawl will write of these images."""
+    from freezeasguard.data.crawl import crawl_domain
+
+    with TemporaryDirectory() as temporary:
+        listing = Path(temporary, "listing.csv")
+        _write_listing(listing, sides)
+        block = validated(Domain, {**domain, "path": str(listing)}, Path("--size-px"))
+        return crawl_domain(block, Path(temporary, "raw"), Path(temporary, "downloads"), seed)
+
+
+def _usable(manifest: pd.DataFrame, sides: Sides, folders: Mapping[str, Path]) -> dict[str, int]:
+    """side -> images that can be used; refused are an image on both sides, and a class with too few."""
+    side_of = {slug(name): side for side, classes in sides.items() for name in classes}
+    copies = manifest[manifest["status"].str.startswith("duplicate of images/")]
+    first = copies["status"].str.split("/").str[1]
+    if len(both := copies[copies["class"].map(side_of) != first.map(side_of)]):
+        raise FreezeAsGuardError(
+            f"{len(both)} images are on both sides, e.g. {both['source'].iloc[0]}; remove them from one of the folders"
+        )
+    usable = manifest[manifest["status"] == "ok"]["class"].value_counts()
+    for side, classes in sides.items():
+        for name in classes:
+            of_class = manifest[manifest["class"] == slug(name)]
+            reasons = ", ".join(f"{n} {reason}" for reason, n in _reasons(of_class).items())
+            what = f"--{side} {folders[side]}: class {name!r}"
+            _check_class(
+                what, name, int(usable.get(slug(name), 0)), f" that can be used ({reasons})" if reasons else ""
+            )
+    return {side: int(usable[[slug(name) for name in classes]].sum()) for side, classes in sides.items()}
+
+
+def _reasons(manifest: pd.DataFrame) -> Counter[str]:
+    """Why images are left out: "near-duplicate" of whichever."""
+    refused = manifest[manifest["status"] != "ok"]["status"]
+    return Counter(refused.str.split(" of ").str[0])
+
+
+def _left_out(manifest: pd.DataFrame, folders: Mapping[str, Path]) -> Counter[str]:
+    found = _reasons(manifest)
+    for root in folders.values():
+        for folder in [root, *_folders(root)]:
+            images = {*_images(folder), *_folders(folder)}
+            found["no image by its name"] += sum(path not in images for path in _visible(folder))
+    return +found
 
 
 def _enough_images(generate: dict[str, Any], n_images: int) -> dict[str, Any]:
@@ -99,22 +202,27 @@ def _enough_images(generate: dict[str, Any], n_images: int) -> dict[str, Any]:
 
 
 def _model_entry(models: dict[str, Any], case: str, model: str, revision: str | None) -> tuple[dict[str, Any], str]:
+    """The block `models` with the model in it, and the model's name there."""
+    is_folder = Path(model).is_dir()
+    if revision is not None and (model in models or is_folder):
+        raise FreezeAsGuardError(f"--revision is of a hub model, but --model {model} is here already; leave it out")
     if model in models:
         return models, model
-    if Path(model).is_dir():
-        return {**models, f"{case}-model": {"path": model}}, f"{case}-model"
-    if revision is None:
+    if not is_folder and revision is None:
         raise FreezeAsGuardError(
             f"--model {model} is no name in params.yaml ({', '.join(models)}) and no folder; "
             "if it is a hub id, give its --revision too"
         )
-    return {**models, f"{case}-model": {"repo": model, "revision": revision}}, f"{case}-model"
+    name, entry = f"{case}-model", {"path": model} if is_folder else {"repo": model, "revision": revision}
+    if name in models and models[name] != entry:
+        raise FreezeAsGuardError(f"params.yaml has another model {name!r}; remove it there, or choose another name")
+    return {**models, name: entry}, name
 
 
-def _write_listing(listing: Path, sides: Mapping[str, Mapping[str, list[Path]]]) -> None:
-    with write_atomically(listing) as temporary, temporary.open("w", newline="") as file:
+def _write_listing(listing: Path, sides: Sides) -> None:
+    with write_atomically(listing) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "class", "subject"])
         for classes in sides.values():
             for name, paths in classes.items():
-                writer.writerows([p.resolve(), slug(name), spoken(name)] for p in paths)
+                writer.writerows([os.path.abspath(p), slug(name), spoken(name)] for p in paths)

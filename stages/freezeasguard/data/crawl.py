@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 
 from freezeasguard.data.clean import Cleaner, decode, near_duplicates, perceptual_hash
 from freezeasguard.data.manifest import COLUMNS, MANIFEST
+from freezeasguard.data.names import is_class_name
 from freezeasguard.data.sources.base import Item, as_utf8
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, is_name
+from freezeasguard.files import folder_atomically
 from freezeasguard.settings.params import Domain
 
 
@@ -67,7 +68,7 @@ def crawl_domain(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.Da
 
 
 def _read(item: Item, max_pixels: int, row: dict[str, object]) -> tuple[Image.Image | None, str]:
-    if not is_name(item.class_name):
+    if not is_class_name(item.class_name):
         return None, f"refused: class name {item.class_name[:100]!r}"
     if item.image is None or isinstance(item.image, Image.Image):
         return item.image, item.status

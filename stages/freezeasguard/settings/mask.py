@@ -11,7 +11,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from freezeasguard.settings.blocks import Block, NotNegative, Positive, PositiveFloat, Ratio
+from freezeasguard.settings.blocks import (
+    Block,
+    Count,
+    NotNegative,
+    Positive,
+    PositiveFloat,
+    Rate,
+    Ratio,
+    Several,
+    Temperature,
+)
 
 Preset = Literal["freezeasguard", "paper", "official"]
 
@@ -89,7 +99,7 @@ class Mask(Block):
     preset: Preset = "freezeasguard"
     of_profile: dict[Preset, dict[str, Any]] = {}
     """What a profile's size makes of a preset: {freezeasguard: {mask_steps: 12}}."""
-    diagnostic_seeds: Annotated[int, Field(ge=0)] = 1
+    diagnostic_seeds: Annotated[Count, Field(le=100)] = 1
     """Further runs from other seeds, only to report how far the masks agree."""
     users: Literal["joint", "per_side"]
     """joint: one user fine-tunes on both sides (paper). per_side: one user a side (our extension)."""
@@ -98,7 +108,7 @@ class Mask(Block):
     """Lower steps per mask step; L in Algorithm 1."""
     order: Literal["user_first", "mask_first"]
     """user_first (Algorithm 1) or mask_first (authors' code)."""
-    batch_size: Annotated[int, Field(ge=2)] = 16
+    batch_size: Several = 16
     """Images a step over both sides; half of them come from each."""
     mask_batch_size: Positive | None = None
     """Images a side in a mask step; null: half of batch_size, as in a user step."""
@@ -113,7 +123,7 @@ class Mask(Block):
     """Points of the path that a mask step averages over."""
     common_noise: bool
     """Both sides of a mask step see the same timesteps and noise: less variance in their difference."""
-    temperature: PositiveFloat = 0.2
+    temperature: Temperature = 0.2
     logits_init: Literal["negative", "uniform", "ratio"]
     """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, and noise that breaks ties."""
     derivative: Literal["exact", "as_printed"]
@@ -136,7 +146,7 @@ class Mask(Block):
     """sum of the two sides' mean losses (Eq. 7) or mixed: one mean over both (authors' code)."""
     user_optimizer: Literal["sgd", "adamw"]
     """sgd (Eq. 9 and 10), or adamw: the real user's, at the rate user_lr (1 - m)."""
-    user_lr: PositiveFloat | None
+    user_lr: Rate | None
     """Learning rate eta_2 of the simulated user; null: that of the case's own users."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """float32, or bfloat16 for logits and delta (authors' code)."""
@@ -153,11 +163,12 @@ class Mask(Block):
 
 def layered(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """The block with its preset filled in, and by key where each value came from."""
-    preset = values.get("preset", "freezeasguard")
-    profile = values.get("of_profile") or {}
+    preset = str(values.get("preset", "freezeasguard"))
+    profile = values.get("of_profile")
+    of_profile = profile.get(preset) if isinstance(profile, dict) else None
     layers = {
         f"preset {preset}": MASK_PRESETS.get(preset, MASK_PRESETS["freezeasguard"]),
-        f"profile, of_profile.{preset}": profile.get(preset) or {} if isinstance(profile, dict) else {},
+        f"profile, of_profile.{preset}": of_profile if isinstance(of_profile, dict) else {},
         "params.yaml": {key: value for key, value in values.items() if value is not None},
     }
     found: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from freezeasguard.settings.blocks import Block, NotNegative, Positive, PositiveFloat
+from freezeasguard.settings.blocks import Block, NotNegative, Positive, PositiveFloat, Rate
 
 
 class UCE(Block):
@@ -23,8 +23,8 @@ class IMMA(Block):
     steps: Positive
     """Pairs of an inner (attacker's) and an outer (defender's) step."""
     batch_size: Positive
-    inner_lr: PositiveFloat
-    outer_lr: PositiveFloat
+    inner_lr: Rate
+    outer_lr: Rate
     attn_scope: Literal["all", "cross"] = "all"
     """all: self and cross attention, what the published code trains; cross: what its file name says."""
     weight_decay: NotNegative = 1e-2

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from freezeasguard.settings.mask import layered
-from freezeasguard.settings.params import PARAMS, Params, load_params
+from freezeasguard.settings.params import PARAMS, Params, parse_params
 from freezeasguard.settings.profiles import profile_names, profile_text
+from freezeasguard.settings.reading import parse_yaml, read_yaml
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -24,11 +23,11 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def origins(path: Path = PARAMS) -> list[tuple[str, Any, str]]:
     """(key, resolved value, where it came from) of every setting, in the order of the blocks."""
-    params: Params = load_params(path)
-    written = yaml.safe_load(path.read_text())
+    written = read_yaml(path)
+    params: Params = parse_params(written, path)
     known = params.profile in profile_names()
     own = dict(leaves(written))
-    of_profile = dict(leaves(yaml.safe_load(profile_text(params.profile)))) if known else {}
+    of_profile = dict(leaves(parse_yaml(profile_text(params.profile), path))) if known else {}
     mask_origins = layered(written.get("mask") or {})[1]
 
     def origin(key: str) -> str:

@@ -6,40 +6,57 @@ what that stage resolved for them (see `resolve`).
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from freezeasguard.arms import PRETRAINED, Arm
 from freezeasguard.data.sources.registry import SOURCES
-from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import is_name
+from freezeasguard.protections.registry import METHODS
 from freezeasguard.scores.registry import SCORES
-from freezeasguard.settings.blocks import Block, Positive, PositiveFloat, Ratio, Seed
+from freezeasguard.settings.blocks import (
+    Block,
+    Bytes,
+    Count,
+    Device,
+    Pixels,
+    Positive,
+    PositiveFloat,
+    Rate,
+    Ratio,
+    Seed,
+    Several,
+    Workers,
+)
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.methods import IMMA, UCE
+from freezeasguard.settings.names import HUB_ID, ClassName, Commit, HubId, LocalPath, Name, Sha256
+from freezeasguard.settings.reading import read_yaml, validated
 from freezeasguard.settings.users import Adapt, Finetuning, Generate
 
 PARAMS = Path("params.yaml")
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,59}$")]
-"""Of a domain, a model or a case: it becomes part of paths and of stage names."""
+Classes = Annotated[
+    Annotated[Positive, Tag("count")] | Annotated[list[ClassName], Field(min_length=1), Tag("names")],
+    Discriminator(lambda value: "names" if isinstance(value, list) else "count"),
+]
+"""How many classes, drawn by the seed, or which ones by name."""
 
 
 class Clean(Block):
     """Which images are good enough (paper, App. C). The defaults keep everything that can be read."""
 
-    min_side_px: Positive = 1
+    min_side_px: Pixels = 1
     """Shorter side, before cropping; the paper's 512."""
-    max_pixels: Positive = 50_000_000
+    max_pixels: Annotated[int, Field(gt=0, le=10**9)] = 50_000_000
     """Larger images are refused before they are decoded."""
-    faces: Annotated[int, Field(ge=0)] | None = None
+    faces: Count | None = None
     """Exactly so many faces. The paper prints ">3", which must mean that a face is present: use 1."""
     face_detector: Literal["haar", "yunet"] = "haar"
     """OpenCV's Haar cascade, shipped with it; or YuNet, whose model file `face_model` names."""
-    face_model: Path | None = None
+    face_model: LocalPath | None = None
     crop: Literal["centre", "face"] = "centre"
     """Where the square is cut: the middle of the image, or as near to the face as it fits."""
     near_duplicate_bits: Annotated[int, Field(ge=0, le=64)] | None = None
@@ -51,9 +68,9 @@ class Caption(Block):
 
     model: str = "Salesforce/blip2-opt-2.7b"
     """A folder of `Blip2ForConditionalGeneration` and its processor, or their hub id."""
-    revision: str | None = None
+    revision: Commit | None = None
     """The hub's commit; a folder has none."""
-    prompt: Annotated[str, Field(pattern=r"\{subject\}")] = "a photo of {subject} which shows"
+    prompt: str = "a photo of {subject} which shows"
     """With {subject} where the class's name goes."""
     batch_size: Positive = 16
     max_new_tokens: Positive = 40
@@ -61,15 +78,22 @@ class Caption(Block):
     checkpoint_images: Positive = 64
     """A killed run loses at most a batch; a power cut at most this many images (or a batch, if larger)."""
 
+    @field_validator("prompt")
+    @classmethod
+    def _subject(cls, prompt: str) -> str:
+        if "{subject}" not in prompt:
+            raise ValueError("must have {subject} where the class's name goes")
+        return prompt
+
 
 class Archive(Block):
     """A zip of class folders: a local file, or a URL that is fetched once."""
 
-    path: Path | None = None
+    path: LocalPath | None = None
     url: str | None = None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    max_bytes: Positive = 20 * 2**30
-    max_unpacked_bytes: Positive = 40 * 2**30
+    sha256: Sha256 | None = None
+    max_bytes: Bytes = 20 * 2**30
+    max_unpacked_bytes: Bytes = 40 * 2**30
     timeout_s: PositiveFloat = 7200
     allow_private: bool = False
 
@@ -86,12 +110,13 @@ class Hub(Block):
     """A data set of the Hugging Face hub by pinned revision, or a local one of the same layout."""
 
     repo: str
-    revision: str | None = None
+    """A hub id, or a folder."""
+    revision: Commit | None = None
     split: str = "train"
     image_column: str = "image"
     caption_column: str | None = None
     class_column: str | None = None
-    class_name: str | None = None
+    class_name: ClassName | None = None
     """The one class of all images, where no column says it."""
     licence: str = "see the data set's page"
     max_images: Positive | None = None
@@ -100,8 +125,11 @@ class Hub(Block):
     def _class(self) -> Hub:
         if (self.class_column is None) == (self.class_name is None):
             raise ValueError("give either class_column or class_name")
-        if self.revision is None and not Path(self.repo).is_dir():
-            raise ValueError(f"repo {self.repo!r} is no local folder, so it needs a revision")
+        if not Path(self.repo).is_dir():
+            if not re.fullmatch(HUB_ID, self.repo):
+                raise ValueError(f"repo {self.repo!r} is neither a local folder nor a hub id, OWNER/NAME")
+            if self.revision is None:
+                raise ValueError(f"repo {self.repo!r} is no local folder, so it needs a revision")
         return self
 
 
@@ -119,15 +147,15 @@ class Crawl(Block):
     """icrawler's engines, any result page, or lists of URLs."""
 
     engine: Literal["google", "bing", "baidu", "flickr", "page", "url-list"]
-    classes: dict[str, Query]
+    classes: dict[ClassName, Query]
     search_url: str | None = None
     """Of the engine page: with {query} and {page}."""
     pages: Positive = 1
     licence: str | None = None
     """The engine's own licence filter, where it has one, e.g. noncommercial."""
-    max_bytes: Positive = 20 * 2**20
+    max_bytes: Bytes = 20 * 2**20
     timeout_s: PositiveFloat = 30
-    threads: Positive = 4
+    threads: Annotated[Positive, Field(le=64)] = 4
     respect_robots: bool = True
     allow_private: bool = False
     """Loopback and private addresses; for tests and local mirrors."""
@@ -137,11 +165,6 @@ class Crawl(Block):
         if self.engine == "page" and not (self.search_url and "{query}" in self.search_url):
             raise ValueError("the engine page needs a search_url with {query}")
         for name, query in self.classes.items():
-            if not is_name(name):
-                raise ValueError(
-                    f"classes has the key {name[:100]!r}, which becomes the name of a folder: begin with a letter or "
-                    "digit and use letters, digits, blanks and - _ . , ' alone, at most 100"
-                )
             if not (query.urls if self.engine == "url-list" else query.query):
                 raise ValueError(f"classes.{name} has no {'urls' if self.engine == 'url-list' else 'query'}")
         return self
@@ -152,7 +175,7 @@ class Domain(Block):
 
     source: str
     """A name out of `data.sources.registry`."""
-    path: Path | None = None
+    path: LocalPath | None = None
     """Of a folder source: a folder with a sub-folder a class, or a .csv or .jsonl with path, class, caption."""
     hf: Hub | None = None
     archive: Archive | None = None
@@ -164,7 +187,7 @@ class Domain(Block):
     """Explicit material: needs allow_explicit, and is blurred wherever a report shows it."""
     images_per_class: Positive = 60
     """Of the embedded sources; the ORL photographs are 10 a person and 200 in all."""
-    size_px: Positive = 64
+    size_px: Pixels = 64
     mask_learning_images: Positive = 100
     """A class; where it has fewer than 1.5 times as many images, half of them (paper, App. E)."""
     held_out_images: Positive = 4
@@ -195,14 +218,16 @@ class Domain(Block):
 class Model(Block):
     """A diffusers folder, or a hub repository by pinned revision."""
 
-    path: Path | None = None
-    repo: str | None = None
-    revision: str | None = None
+    path: LocalPath | None = None
+    repo: HubId | None = None
+    revision: Commit | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> Model:
         if (self.path is None) == (self.repo is None):
             raise ValueError("give either path or repo")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("a path has no revision; remove it, or give repo instead of path")
         if self.repo is not None and self.revision is None:
             raise ValueError("repo needs a revision: an unpinned model is not reproducible")
         return self
@@ -213,12 +238,11 @@ class Case(Block):
 
     domain: str
     model: str
-    table: int | None = None
+    table: Annotated[Positive, Field(le=99)] | None = None
     """Of the paper; null for a case of one's own."""
-    illegal: Positive | Annotated[list[str], Field(min_length=1)]
-    """How many classes, drawn by the seed, or which ones by name."""
-    legal: Positive | Annotated[list[str], Field(min_length=1)]
-    arms: Annotated[list[str], Field(min_length=2)]
+    illegal: Classes
+    legal: Classes
+    arms: Annotated[list[Name], Field(min_length=2)]
     """In the order of the table (see `arms.Arm`); after a change, `freezeasguard cells`."""
     concepts: list[str] = []
     """What UCE erases, where the roles are as given; the illegal classes' subjects where the list is empty."""
@@ -226,7 +250,7 @@ class Case(Block):
     """What UCE makes the concepts mean: "celebrity" for people, "art" for artists (paper's authors)."""
     adapt_steps: Positive | None = None
     """Of this case's users; null: adapt.steps. The paper trains longer on explicit content."""
-    adapt_lr: PositiveFloat | None = None
+    adapt_lr: Rate | None = None
     """Of this case's users; null: adapt.lr. An attacker takes the rate that serves the content best."""
 
     @model_validator(mode="after")
@@ -248,31 +272,31 @@ class Score(Block):
     """Of the paired differences: p is 2 / (n + 1) at least, and Holm's correction multiplies that by their number."""
     face_detector: str = "retinaface"
     """DeepFace's detector backend."""
-    nudenet_weights: Path | None = None
+    nudenet_weights: LocalPath | None = None
     """`640m.onnx`; null: the network that NudeNet ships."""
-    nudenet_px: Positive = 320
+    nudenet_px: Pixels = 320
     nudenet_threshold: Annotated[float, Field(ge=0.25, le=1)] = 0.25
-    csd_weights: Path | None = None
-    inception_weights: Path | None = None
-    topiq_weights: Path | None = None
-    clip_folder: Path | None = None
+    csd_weights: LocalPath | None = None
+    inception_weights: LocalPath | None = None
+    topiq_weights: LocalPath | None = None
+    clip_folder: LocalPath | None = None
     """A CLIP in transformers' layout, e.g. openai/clip-vit-base-patch16."""
     kid_subset_size: Positive = 1000
     """At most; half of the smaller set where that is less."""
-    kid_subsets: Annotated[int, Field(ge=2)] = 100
+    kid_subsets: Several = 100
 
 
 class Params(Block):
     """The whole file."""
 
-    profile: str
+    profile: Name
     rho: Ratio
     seed: Seed
     roles: Literal["given", "swapped"] = "given"
     """swapped: the classes that the cases name illegal play the legal ones, and the other way round."""
-    workers: Positive
+    workers: Workers
     """Processes side by side on a CPU: the two sides of a cell, or the seeds of a mask."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     allow_explicit: bool = False
     """Nothing explicit is fetched, read or rendered unless this is true."""
     domains: dict[Name, Domain]
@@ -282,7 +306,7 @@ class Params(Block):
     mask: Mask
     uce: UCE
     imma: IMMA
-    methods: dict[str, dict[str, Any]] = {}
+    methods: dict[Name, dict[str, Any]] = {}
     """Numbers of further registered methods, by their `block`."""
     adapt: Adapt
     generate: Generate
@@ -290,6 +314,9 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _references(self) -> Params:
+        own = {method.block for method in METHODS.values()} - set(type(self).model_fields)
+        if unknown := sorted(set(self.methods) - own):
+            raise ValueError(f"methods.{unknown[0]} is the block of no registered method; they have {sorted(own)}")
         for name, domain in self.domains.items():
             if domain.explicit and not self.allow_explicit:
                 raise ValueError(f"domains.{name} is explicit; set allow_explicit: true to say that you mean it")
@@ -334,31 +361,8 @@ class Params(Block):
 
 def parse_params(values: Any, source: Path) -> Params:
     """Checked params; every mistake is named by its key, with the value found."""
-    if not isinstance(values, dict):
-        raise FreezeAsGuardError(f"{source} holds no mapping; run `freezeasguard profile tiny` for a fresh one")
-    try:
-        return Params.model_validate(values)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "(file)"
-            value = problem.get("input")
-            shown = "" if isinstance(value, dict) else f" is {value!r}"
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"{key} is not a key of this file; remove it or correct its spelling")
-            elif problem["type"] == "missing":
-                lines.append(f"{key} is missing; see `freezeasguard profile tiny` for every key")
-            else:
-                lines.append(f"{key}{shown}: {problem['msg']}")
-        raise FreezeAsGuardError(f"{source}: " + "; ".join(lines)) from None
+    return validated(Params, values, source)
 
 
 def load_params(path: Path = PARAMS) -> Params:
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise FreezeAsGuardError(f"{path} is missing; run `freezeasguard profile tiny`") from None
-    try:
-        return parse_params(yaml.safe_load(text), path)
-    except yaml.YAMLError as error:
-        raise FreezeAsGuardError(f"{path} is not YAML: {error}") from None
+    return parse_params(read_yaml(path), path)

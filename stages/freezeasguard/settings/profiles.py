@@ -7,7 +7,9 @@ its differences alone. In an overlay, null removes a key, and a mapping is merge
 from __future__ import annotations
 
 import io
+import subprocess
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically, write_json
 from freezeasguard.reading import read_json
 from freezeasguard.settings.params import PARAMS, Params, load_params, parse_params
+from freezeasguard.settings.reading import parse_yaml, read_yaml, shown
 
 CELLS = Path("data/cells.json")
 """Beside params.yaml: the cells that its cases make, spelt out for dvc.yaml, which can derive nothing itself."""
@@ -64,24 +67,73 @@ def profile_text(name: str) -> str:
     return buffer.getvalue()
 
 
-def write_profile(name: str, path: Path = PARAMS) -> None:
-    """Replace params.yaml by the profile, and its cells; git shows what changed."""
-    import yaml
-
+def write_profile(name: str, path: Path = PARAMS) -> Path | None:
+    """Replace params.yaml by the profile, and its cells; returns the copy of what was lost otherwise, if any was."""
     text = profile_text(name)
-    params = parse_params(yaml.safe_load(text), Path(f"profile {name}"))
+    checked(text, Path(f"profile {name}"))
+    copy = keep_copy(path)
+    write_params(text, path)
+    return copy
+
+
+def keep_copy(path: Path) -> Path | None:
+    """Copy what neither a profile nor git's HEAD brings back to params.yaml.bak, .bak2, ...; returns the copy."""
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    if content == _committed(path) or any(content == profile_text(name).encode() for name in profile_names()):
+        return None
+    for number in count(1):
+        copy = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")
+        if not copy.exists():
+            with write_atomically(copy) as temporary:
+                temporary.write_bytes(content)
+        if copy.is_file() and copy.read_bytes() == content:
+            return copy
+
+
+def _committed(path: Path) -> bytes | None:
+    command = ["git", "-C", str(path.absolute().parent), "show", f"HEAD:./{path.name}"]
+    try:
+        done = subprocess.run(command, capture_output=True)
+    except OSError:  # no git
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def checked(text: str, source: Path) -> Params:
+    return parse_params(parse_yaml(text, source), source)
+
+
+def write_params(text: str, path: Path) -> None:
+    """Write params.yaml and its cells, or neither: the text is checked first."""
+    cells = cells_content(checked(text, path))
     with write_atomically(path) as temporary:
-        temporary.write_text(text)
-    write_json(path.parent / CELLS, cells_content(params))
+        temporary.write_text(text, encoding="utf-8")
+    write_json(path.parent / CELLS, cells)
+
+
+def updated_text(path: Path, changed: dict[str, Any]) -> str:
+    """The file with top-level blocks replaced; whatever stays of it keeps its comments."""
+    read_yaml(path)  # refuses what is too much for the parser that keeps comments
+    yaml = _yaml()
+    values = yaml.load(path.read_text(encoding="utf-8"))
+    for block, new in changed.items():
+        old = values.get(block)
+        if isinstance(old, dict) and isinstance(new, dict):
+            for key in [key for key in old if key not in new]:
+                del old[key]
+            old.update({key: value for key, value in new.items() if key not in old or old[key] != value})
+        else:
+            values[block] = new
+    buffer = io.StringIO()
+    yaml.dump(values, buffer)
+    return buffer.getvalue()
 
 
 def update_params(path: Path, changed: dict[str, Any]) -> None:
-    """Replace whole top-level blocks, leaving everything else of the file, comments too, as it is."""
-    yaml = _yaml()
-    values = yaml.load(path.read_text())
-    values.update(changed)
-    with write_atomically(path) as temporary, temporary.open("w") as file:
-        yaml.dump(values, file)
+    """Replace top-level blocks of params.yaml, and derive its cells; nothing is written where that makes no sense."""
+    write_params(updated_text(path, changed), path)
 
 
 def write_cells(path: Path = PARAMS) -> None:
@@ -92,12 +144,17 @@ def write_cells(path: Path = PARAMS) -> None:
 def check_cells(params: Params, path: Path = CELLS) -> None:
     """Refuse a file of cells that the cases have outgrown: dvc.yaml would run others than the tables ask for."""
     remedy = "run `freezeasguard cells`"
-    found = read_json(path, remedy, object)
-    for key, expected in cells_content(params).items():
-        block = found.get(key) if isinstance(found, dict) else None
-        block = block if isinstance(block, dict) else {}
-        if odd := sorted(name for name in {*block, *expected} if block.get(name) != expected.get(name)):
-            raise FreezeAsGuardError(f"{path}: {key} does not match the cases of params.yaml (see {odd[0]}); {remedy}")
+    found, expected = read_json(path, remedy, object), cells_content(params)
+    if not isinstance(found, dict):
+        raise FreezeAsGuardError(f"{path} does not match the cases of params.yaml (it holds no mapping); {remedy}")
+    for key in {**expected, **found}:
+        block, wanted = found.get(key), expected.get(key)
+        if block != wanted:
+            odd = key
+            if isinstance(block, dict) and isinstance(wanted, dict):
+                odd = min(name for name in {*block, *wanted} if block.get(name) != wanted.get(name))
+            said = f"{shown(key)[1:-1]} does not match the cases of params.yaml (see {shown(odd)[1:-1]})"
+            raise FreezeAsGuardError(f"{path}: {said}; {remedy}")
 
 
 def cells_content(params: Params) -> dict[str, dict[str, Any]]:

@@ -6,16 +6,16 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from freezeasguard.settings.blocks import Block, NotNegative, Positive, PositiveFloat
+from freezeasguard.settings.blocks import Block, Count, Guidance, NotNegative, Positive, PositiveFloat, Rate
 from freezeasguard.users.registry import ATTACKERS, COMPLIANT
 
 
 class Finetuning(Block):
     """AdamW at a constant rate, as the paper's users train."""
 
-    steps: Annotated[int, Field(ge=0)]
+    steps: Count
     batch_size: Positive
-    lr: PositiveFloat
+    lr: Rate
     weight_decay: NotNegative = 1e-2
     max_grad_norm: PositiveFloat = 1.0
     flip: bool = True
@@ -39,10 +39,11 @@ class Adapt(Finetuning):
 class Generate(Block):
     """Which images are made of an adapted model, and how."""
 
-    steps: Positive
-    guidance_scale: Annotated[float, Field(ge=1)]
+    steps: Annotated[Positive, Field(le=1000)]
+    """Of the sampler; a model has 1000 timesteps."""
+    guidance_scale: Guidance
     prompts_per_side: Positive
     """Of the adaptation split, what the paper's evaluation uses; dealt evenly to the classes, one each at least."""
-    held_out_prompts_per_side: Annotated[int, Field(ge=0)]
+    held_out_prompts_per_side: Count
     images_per_prompt: Positive
     batch_size: Positive

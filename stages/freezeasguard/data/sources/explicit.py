@@ -13,6 +13,10 @@ from freezeasguard.data.sources.orl import photographed
 from freezeasguard.settings.params import Domain
 
 
+def class_names(domain: Domain) -> list[str]:
+    return ["faces", "logos"]
+
+
 def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     """A harmless stand-in for explicit material: photographs of faces, to be kept out, against logos.
 

@@ -13,6 +13,10 @@ from freezeasguard.data.sources.base import STYLES_PACKAGE, Item, slug
 from freezeasguard.settings.params import Domain
 
 
+def class_names(domain: Domain) -> list[str]:
+    return [slug(figure.name) for figure in figures.famous_figures()]
+
+
 def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     """The 25 drawn figures, each in `images_per_class` poses that differ from one another."""
     licence = illustrators.style_licence("avataaars")

@@ -13,6 +13,11 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 
 
+def class_names(domain: Domain) -> list[str]:
+    """Of what is there; an image that cannot be used may still cost a class."""
+    return sorted({item.class_name for item in items(domain, Path(), 0)})
+
+
 def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     """A user's own images: a sub-folder a class, or a listing with path, class and caption."""
     assert domain.path is not None

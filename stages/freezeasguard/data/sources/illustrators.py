@@ -10,6 +10,10 @@ from freezeasguard.data.sources.base import STYLES_PACKAGE, Item
 from freezeasguard.settings.params import Domain
 
 
+def class_names(domain: Domain) -> list[str]:
+    return list(illustrators.STYLES)
+
+
 def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     """Five illustrators, `images_per_class` drawings of each."""
     for style in illustrators.STYLES:

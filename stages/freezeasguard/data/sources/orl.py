@@ -11,12 +11,20 @@ from freezeasguard.data.sources.base import Item
 from freezeasguard.settings.params import Domain
 
 
+def class_names(domain: Domain) -> list[str]:
+    return sorted({_class_name(photograph) for photograph in orl.under_test()})
+
+
 def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     """20 people under pseudonyms, `images_per_class` photographs of each; there are ten at most."""
     for photograph in orl.under_test():
         if photograph.number <= domain.images_per_class:
             name = orl.pseudonyms()[photograph.person - 1]
-            yield photographed(photograph, f"person-{photograph.person:02}", name, f"a photo of {name}", domain.size_px)
+            yield photographed(photograph, _class_name(photograph), name, f"a photo of {name}", domain.size_px)
+
+
+def _class_name(photograph: orl.Photograph) -> str:
+    return f"person-{photograph.person:02}"
 
 
 def photographed(photograph: orl.Photograph, class_name: str, subject: str, start: str, size_px: int) -> Item:

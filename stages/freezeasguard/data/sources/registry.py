@@ -1,7 +1,8 @@
 """The sources by name: `domains.<name>.source` in params.yaml.
 
 Light on purpose: params.yaml reads it without loading anything. A new source is one file - a module with
-`items(domain, downloads, seed)` that yields `Item`s - and one line here.
+`items(domain, downloads, seed)` that yields `Item`s, and `class_names(domain)` if they are known before - and one line
+here.
 """
 
 from __future__ import annotations

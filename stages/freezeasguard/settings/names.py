@@ -1,0 +1,63 @@
+"""The rules of every text of params.yaml that becomes part of a command, a path, or a request.
+
+DVC puts names into shell commands and paths as they are (dvc.yaml), so nothing may be in one that a shell reads.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from freezeasguard.data.names import CLASS_NAME
+
+
+def _matching(pattern: str, words: str) -> AfterValidator:
+    """The whole text matches, or `words` say what it must be; pydantic's own message would show the pattern."""
+    compiled = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not compiled.fullmatch(text):
+            raise ValueError(words)
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[
+    str,
+    _matching(
+        r"[a-z0-9][a-z0-9._-]{0,59}",
+        "must be a name: a small letter or digit, then small letters, digits, '.', '_' and '-', 60 at most",
+    ),
+]
+"""Of a domain, a model, a case, an arm, a method's block or a profile: part of paths and of stage names."""
+ClassName = Annotated[
+    str,
+    _matching(CLASS_NAME, "must be a class's name: a letter or digit, then also blanks and - _ . , ', 100 at most"),
+]
+"""Its slug is a folder. Letters of any script: it is no part of a command."""
+HUB_ID = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?"
+HubId = Annotated[str, _matching(HUB_ID, "must be a hub id, OWNER/NAME")]
+Commit = Annotated[
+    str,
+    _matching(
+        r"[0-9a-f]{40}",
+        "must be a commit of the hub, 40 digits of 0-9 and a-f (on its page, under Files, History): "
+        "a branch or a tag moves",
+    ),
+]
+Sha256 = Annotated[str, _matching(r"[0-9a-f]{64}", "must be a SHA-256, 64 digits of 0-9 and a-f (`sha256sum FILE`)")]
+
+
+def _local(path: Path) -> Path:
+    text = str(path)
+    # DVC watches some of them: it fills in ${}, and takes https: and remote: for other machines.
+    if text in (".", "") or len(text) > 1000 or re.match(r"[A-Za-z][\w+.-]*:", text) or re.search(r"[${}]", text):
+        raise ValueError("must be a path on this machine, without $, {, } and a leading SCHEME:")
+    return path
+
+
+LocalPath = Annotated[Path, AfterValidator(_local)]
