@@ -24,10 +24,10 @@ from freezeasguard.data.clean import FORMATS, decode
 from freezeasguard.data.crawl import crawl_domain
 from freezeasguard.data.download import unpack_zip
 from freezeasguard.data.manifest import read_manifest
+from freezeasguard.data.names import is_class_name
 from freezeasguard.data.sources.base import Item
 from freezeasguard.data.sources.registry import SOURCES, Source
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import is_name
 from freezeasguard.settings.params import Archive, Crawl, Domain, Hub
 from loopback import jpeg
 
@@ -254,14 +254,14 @@ def test_a_class_that_would_be_a_path_is_refused(name: str, tmp_path: Path, monk
 
 @pytest.mark.parametrize("name", ["mira-tovena", "Mira Tovena", "O'Brien, J.", "李小龍", "person_01", "é" * 100])
 def test_a_class_may_be_called_as_people_are(name: str) -> None:
-    assert is_name(name)
+    assert is_class_name(name)
     Crawl.model_validate({"engine": "url-list", "classes": {name: {"urls": [" http://h/a.jpg\n"]}}})
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.characters() | st.sampled_from("./\\-_ ,'aé"), max_size=120))
 def test_a_name_that_is_accepted_is_one_folder(name: str) -> None:
-    if is_name(name):
+    if is_class_name(name):
         with tempfile.TemporaryDirectory() as root:
             (Path(root) / name).mkdir()
             assert [p.name for p in Path(root).iterdir()] == [name]

@@ -224,6 +224,10 @@ def test_a_stage_reads_back_what_was_resolved(tmp_path: Path) -> None:
         FreezeAsGuardError, match="no 'nobody-full' for the stage adapt; it has artworks-freezeasguard,"
     ):
         read_settings(AdaptSettings, "adapt/nobody-full", tmp_path)
+    for content in ("{}", '{"settings": []}', '{"settings": {"seed": 0, "finetuning": {}, "odd": 1}}', "torn"):
+        (tmp_path / "adapt/explicit-uce.json").write_text(content)
+        with pytest.raises(FreezeAsGuardError, match="explicit-uce.json .*; run `dvc repro settings`"):
+            read_settings(AdaptSettings, "adapt/explicit-uce", tmp_path)
     with pytest.raises(FreezeAsGuardError, match="missing; run `dvc repro settings`"):
         read_settings(AdaptSettings, "adapt/explicit-full", tmp_path / "nowhere")
 

@@ -410,13 +410,14 @@ def test_the_registry_of_sources_is_light() -> None:
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_listings_with_captions(tmp_path: Path, suffix: str) -> None:
     (tmp_path / "1.jpg").write_bytes(jpeg(1))
-    rows = [{"path": f"{i}.jpg", "class": "ann_lee", "caption": caption} for i, caption in ((1, "hello"), (2, ""))]
+    rows = [{"path": f"{i}.jpg", "class": "ann_lee", "caption": caption} for i, caption in ((1, " he\nllo"), (2, ""))]
     listing = tmp_path / f"list{suffix}"
     table = pd.DataFrame(rows)
     listing.write_text(table.to_csv(index=False) if suffix == ".csv" else table.to_json(orient="records", lines=True))
     manifest = crawl_domain(Domain(source="folder", path=listing), tmp_path / "raw", tmp_path / "d", 0)
     assert manifest["status"].tolist() == ["ok", "missing file"]
-    assert manifest["caption"].tolist() == ["hello", ""] and set(manifest["subject"]) == {"Ann Lee"}
+    assert manifest["caption"].tolist() == ["he llo", ""]  # one line
+    assert set(manifest["subject"]) == {"Ann Lee"}
     listing.write_text("a,b\n1,2\n" if suffix == ".csv" else '{"a": 1}\n')
     with pytest.raises(FreezeAsGuardError, match="has no column 'class'"):
         crawl_domain(Domain(source="folder", path=listing), tmp_path / "raw2", tmp_path / "d", 0)

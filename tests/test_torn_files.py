@@ -84,6 +84,12 @@ def test_edits_of_a_spreadsheet_are_read_or_told_how_to_be_saved(content: bytes,
     refused(lambda: read_edits(path), "faces.csv", said, "save it as CSV in UTF-8, with commas")
 
 
+def test_an_image_that_is_edited_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "faces.csv"
+    path.write_text("path,caption\na.png,Ann\nb.png,Bo\na.png,Bea\n")
+    refused(lambda: read_edits(path), "faces.csv", "names the image a.png twice")
+
+
 @MANY
 @given(st.binary(max_size=80), st.sampled_from([b"", b"path,caption\n", b"\xef\xbb\xbfpath,caption\r\na.png,"]))
 def test_edits_of_any_bytes_are_a_table_or_one_line(tmp_path: Path, junk: bytes, start: bytes) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import read_json
 from freezeasguard.models.fetch import check_model_folder
+from freezeasguard.reading import read_json
 from freezeasguard.scores.base import Score
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Case, Domain, Model, Params

@@ -289,6 +289,8 @@ def read_edits(path: Path) -> dict[str, str]:
         return {}
     remedy = "save it as CSV in UTF-8, with commas, the columns path and caption, and text that has commas in quotes"
     table = read_table(path, remedy, ("path", "caption"), by_hand=True)
+    if len(twice := table["path"][table["path"].duplicated()]):
+        raise FreezeAsGuardError(f"{path} names the image {twice.iloc[0]} twice; keep one of its captions")
     return dict(zip(table["path"], table["caption"], strict=True))
 
 

@@ -41,7 +41,9 @@ def crawl_domain(domain: Domain, out: Path, downloads: Path, seed: int) -> pd.Da
     with folder_atomically(out) as temporary:
         for item in tqdm(source.items(domain, downloads, seed), desc="collecting images", unit=" images"):
             row: dict[str, object] = dict.fromkeys(COLUMNS, "")
-            row |= {"class": item.class_name, "subject": item.subject, "caption": item.caption, "page": item.page}
+            # One line: Python's csv writer leaves a lone "\r" unquoted, which would tear the table.
+            caption = " ".join(item.caption.split())
+            row |= {"class": item.class_name, "subject": item.subject, "caption": caption, "page": item.page}
             row |= {"source": item.source, "licence": item.licence, "robots": item.robots, "time": item.time}
             row |= {"bytes": 0, "width": 0, "height": 0}
             image, status = _read(item, domain.clean.max_pixels, row)

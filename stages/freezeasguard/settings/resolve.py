@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from freezeasguard.arms import Arm
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
@@ -174,8 +176,12 @@ def read_settings(block: type[AnyBlock], name: str, folder: Path = SETTINGS) -> 
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.json"))) or "none"
         stage, _, key = name.partition("/")
         raise FreezeAsGuardError(f"params.yaml has no {key!r} for the stage {stage}; it has {known}")
-    values = read_json(path, "run `dvc repro settings`")
-    return block.model_validate(values["settings"])
+    remedy = "run `dvc repro settings`"
+    values = read_json(path, remedy, keys=["settings"])
+    try:
+        return block.model_validate(values["settings"])
+    except ValidationError as error:
+        raise FreezeAsGuardError(f"{path} holds no {error.title}, which the stage reads; {remedy}") from None
 
 
 def read_reported(stage: str, folder: Path = SETTINGS) -> Params:
