@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -295,6 +295,7 @@ def test_any_mutation_is_read_back_the_same_or_refused_in_one_line(mutations: li
         told.encode()
 
 
+@example(894, 0, "\t")  # the parser that keeps comments refuses more than the other
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(0, 4000), st.integers(0, 30), st.text(max_size=8) | st.sampled_from(["&a ", "*a", "[", "{", "!!", "\t"])

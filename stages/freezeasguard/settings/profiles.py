@@ -17,7 +17,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically, write_json
 from freezeasguard.reading import read_json
 from freezeasguard.settings.params import PARAMS, Params, load_params, parse_params
-from freezeasguard.settings.reading import parse_yaml, read_yaml, shown
+from freezeasguard.settings.reading import parse_yaml, read_yaml, shown, yaml_errors
 
 CELLS = Path("data/cells.json")
 """Beside params.yaml: the cells that its cases make, spelt out for dvc.yaml, which can derive nothing itself."""
@@ -117,7 +117,8 @@ def updated_text(path: Path, changed: dict[str, Any]) -> str:
     """The file with top-level blocks replaced; whatever stays of it keeps its comments."""
     read_yaml(path)  # refuses what is too much for the parser that keeps comments
     yaml = _yaml()
-    values = yaml.load(path.read_text(encoding="utf-8"))
+    with yaml_errors(path):  # it refuses more than the other one
+        values = yaml.load(path.read_text(encoding="utf-8"))
     for block, new in changed.items():
         old = values.get(block)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,14 +37,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, path: Path) -> dict[str, Any]:
     from ruamel.yaml import YAML
 
-    try:
+    with yaml_errors(path):
         _weigh(YAML(typ="safe").parse(text), path)
         values = YAML(typ="safe").load(text)
+    return plain(values, path)
+
+
+@contextmanager
+def yaml_errors(path: Path) -> Iterator[None]:
+    """Say in one line what the parser says in five."""
+    try:
+        yield
     except FreezeAsGuardError:
         raise
     except Exception as error:  # the parser's own errors, and those of int and date, have no common class
         raise FreezeAsGuardError(f"{path} is no YAML that can be read: {_said_by_yaml(error)}; correct it") from None
-    return plain(values, path)
 
 
 def _read_text(path: Path) -> str:
