@@ -277,7 +277,8 @@ def test_a_database_that_is_taken_while_it_is_written_is_named(
 ) -> None:
     from freezeasguard.reports import track as module
 
-    whole = module.Mirror.log_params
+    whole, connect = module.Mirror.log_params, sqlite3.dbapi2.connect
+    monkeypatch.setattr(sqlite3.dbapi2, "connect", lambda *a, **k: connect(*a, **{**k, "timeout": 0.1}))
 
     def taken(self: Any, run_id: str, values: Any) -> None:
         holder = sqlite3.connect("mlflow.db", isolation_level=None)
