@@ -237,7 +237,7 @@ NAMES += ["x" * 101, "李" * 70]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_class_that_would_be_a_path_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValidationError, match="which becomes the name of a folder"):
+    with pytest.raises(ValidationError, match="must be a class's name"):
         Crawl.model_validate({"engine": "url-list", "classes": {name: {"urls": ["http://h/a.jpg"]}}})
 
     def items(*_: Any) -> list[Item]:

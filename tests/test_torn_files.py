@@ -452,7 +452,7 @@ def test_a_user_whose_last_step_diverged_leaves_nothing(tmp_path: Path, monkeypa
     monkeypatch.setattr(adapt, "load_unet", lambda _: toy)
     monkeypatch.setattr(adapt, "load_scheduler", lambda _: load_scheduler(ROOT / "data/models/tiny-1.5"))
     sets = {"illegal": random_latents(4, seed=0)}
-    config = Finetuning(steps=1, batch_size=2, lr=1e30)
+    config = Finetuning(steps=1, batch_size=2, lr=1).model_copy(update={"lr": 1e30})  # above what params.yaml may say
 
     def run() -> None:
         adapt.train_users(config, 0, tmp_path, None, sets, tmp_path / "out/c/a", "faces-full", "cpu", 1)

@@ -47,12 +47,12 @@ def score_case(
     block, names = settings.score, settings.scores
     extractors = Extractors(block, scorers)
     real = Reference.from_tensors(
-        read_tensors(reference / REFERENCE_FILE, f"run `dvc repro -f reference@{reference.name}`")
+        read_tensors(reference / REFERENCE_FILE, f"run `dvc repro -f reference@{images.name}`")
     )
     kept = kept_losses({arm: read_fixed_noise_losses(adapted / arm) for arm in settings.arms})
     scored, columns = {}, ("file", "side", "class", "part", "caption")
     with folder_atomically(out) as tables, folder_atomically(reports) as metrics:
-        for arm in tqdm(settings.arms, desc=f"scoring {out.name}"):
+        for arm in tqdm(settings.arms, desc=f"scoring {images.name}"):
             remedy = f"run `dvc repro -f generate@{images.name}-{arm}`"
             table = read_table(images / arm / "index.csv", remedy, columns, ("reference_row", "image"))
             scored[arm] = score_images(table, images / arm, raw, data, real, names, extractors)

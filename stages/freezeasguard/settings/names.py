@@ -6,24 +6,28 @@ DVC puts names into shell commands and paths as they are (dvc.yaml), so nothing 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-from freezeasguard.data.names import CLASS_NAME
+from freezeasguard.data.names import is_class_name
 
 
-def _matching(pattern: str, words: str) -> AfterValidator:
-    """The whole text matches, or `words` say what it must be; pydantic's own message would show the pattern."""
-    compiled = re.compile(pattern)
+def _must(be: Callable[[str], object], words: str) -> AfterValidator:
+    """The whole text is as it must be, or `words` say how; pydantic's own message would show a pattern."""
 
     def check(text: str) -> str:
-        if not compiled.fullmatch(text):
+        if not be(text):
             raise ValueError(words)
         return text
 
     return AfterValidator(check)
+
+
+def _matching(pattern: str, words: str) -> AfterValidator:
+    return _must(re.compile(pattern).fullmatch, words)
 
 
 Name = Annotated[
@@ -36,7 +40,10 @@ Name = Annotated[
 """Of a domain, a model, a case, an arm, a method's block or a profile: part of paths and of stage names."""
 ClassName = Annotated[
     str,
-    _matching(CLASS_NAME, "must be a class's name: a letter or digit, then also blanks and - _ . , ', 100 at most"),
+    _must(
+        is_class_name,
+        "must be a class's name: a letter or digit, then also blanks and - _ . , ', at most 100 and 200 bytes",
+    ),
 ]
 """Its slug is a folder. Letters of any script: it is no part of a command."""
 HUB_ID = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?"
