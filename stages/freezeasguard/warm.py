@@ -120,6 +120,7 @@ def _start(address: Path) -> None:
     nothing = subprocess.DEVNULL
     subprocess.Popen(
         [sys.executable, "-c", code, str(address)],
+        cwd="/",  # it stands in no project's way
         start_new_session=True,
         stdin=nothing,
         stdout=nothing,
