@@ -284,6 +284,32 @@ def test_archive_with_a_listing_uses_its_captions(tmp_path: Path) -> None:
     assert manifest["caption"].tolist() == ["a photo of Ann"]
 
 
+@pytest.mark.parametrize("within", ["", "train", "test"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_the_authors_archive_and_other_imagefolders_load(within: str, suffix: str, tmp_path: Path) -> None:
+    """ff25/{train,test}/NAME/*.png with metadata of file_name, text and name: one for all, or one a half."""
+    files, rows = {}, {}
+    halves = ("train", "test")
+    for number, (half, who) in enumerate((h, w) for h in halves for w in ("Ann Lee", "Bo Ray")):
+        name, folder = f"{who.replace(' ', '_')}/{number}.png", f"ff25/{half}" if within else "ff25"
+        files[f"ff25/{half}/{name}"] = jpeg(10 * number)
+        listed = name if within else f"{half}/{name}"
+        rows.setdefault(folder, []).append({"file_name": listed, "text": f"a photo of {who}", "name": who})
+    for folder, listed in rows.items():
+        if within == "test":
+            listed = [{key: row[key] for key in ("file_name", "text")} for row in listed]  # the folder says who it is
+        table = pd.DataFrame(listed)
+        text = table.to_csv(index=False) if suffix == "csv" else table.to_json(orient="records", lines=True)
+        files[f"{folder}/metadata.{suffix}"] = text.encode()
+    path = tmp_path / "ff25.zip"
+    path.write_bytes(zipped(files))
+    manifest = crawl_domain(Domain(source="archive", archive=Archive(path=path)), tmp_path / "raw", tmp_path / "d", 0)
+    assert manifest["status"].tolist() == ["ok"] * 4
+    assert sorted(manifest["class"]) == ["ann-lee", "ann-lee", "bo-ray", "bo-ray"]
+    assert set(manifest["subject"]) == {"Ann Lee", "Bo Ray"}
+    assert (manifest["caption"] == "a photo of " + manifest["subject"]).all()
+
+
 @pytest.mark.parametrize("name", ["../evil.jpg", "/abs.jpg", "a/../../evil.jpg", "..\\evil.jpg"])
 def test_path_traversal_is_refused_and_nothing_written(tmp_path: Path, name: str) -> None:
     path = tmp_path / "evil.zip"

@@ -10,9 +10,14 @@ from freezeasguard.data.sources.folder import read_class_folders, read_listing
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 
+LISTINGS = ("captions.csv", "metadata.csv", "metadata.jsonl")
+
 
 def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
-    """A zip of class folders, unpacked safely; with a captions.csv or metadata.jsonl inside it, that listing."""
+    """A zip of class folders, unpacked safely; with listings of one of these names inside it, what they list.
+
+    The authors' FF25 is `ff25/{train,test}/NAME/*.png` with metadata.csv (file_name, text, name).
+    """
     from freezeasguard.data.download import Limits, fetch_to_file, unpack_zip, verify_sha256
 
     config = domain.archive
@@ -28,9 +33,10 @@ def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     unpacked = downloads / "unpacked"
     unpack_zip(path, unpacked, max_bytes=config.max_unpacked_bytes)
     licence = "as the archive's publisher states"
-    for listing in ("captions.csv", "metadata.jsonl"):
-        for found in sorted(unpacked.rglob(listing)):
-            yield from read_listing(found, licence, within=unpacked)
+    for listing in LISTINGS:
+        if found := sorted(unpacked.rglob(listing)):
+            for path in found:
+                yield from read_listing(path, licence, within=unpacked)
             return
     root = unpacked
     while (inner := _only_folder(root)) and not any(p.suffix.lower() in IMAGE_SUFFIXES for p in inner.iterdir()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -37,9 +37,14 @@ def read_class_folders(root: Path, licence: str = "the user's own") -> Iterator[
             yield Item(slug(folder_.name), spoken(folder_.name), path, str(path), licence)
 
 
+NAMES = {"file_name": "path", "text": "caption", "name": "class"}
+"""What a listing of Hugging Face's imagefolder layout, such as FF25's, calls our columns."""
+
+
 def read_listing(path: Path, licence: str = "the user's own", within: Path | None = None) -> Iterator[Item]:
     """A row an image: path (relative to the listing), class, and where there are some subject and caption.
 
+    The columns may be those of an imagefolder's metadata (see NAMES); without a class, the images' folders are classes.
     A user's own listing may name files anywhere; a foreign one none outside the folder `within`.
     """
     if not path.is_file():
@@ -48,9 +53,14 @@ def read_listing(path: Path, licence: str = "the user's own", within: Path | Non
         table = pd.read_json(path, lines=True) if path.suffix == ".jsonl" else pd.read_csv(path, keep_default_na=False)
     except ValueError as error:
         raise FreezeAsGuardError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
+    table = table.rename(columns={old: new for old, new in NAMES.items() if new not in table.columns})
+    table = table.fillna("").astype(str)
+    if "class" not in table.columns and "path" in table.columns:
+        folders = [PurePosixPath(file).parent.name for file in table["path"]]
+        table = table.assign(**{"class": folders}) if all(folders) else table
     if missing := sorted({"path", "class"} - set(table.columns)):
         raise FreezeAsGuardError(f"{path} has no column {missing[0]!r}; it needs path and class, and may have caption")
-    for row in table.fillna("").astype(str).to_dict("records"):
+    for row in table.to_dict("records"):
         file = path.parent / row["path"]
         status = "ok" if os.path.isfile(file) else "missing file"  # unlike Path's, false for any name
         if within is not None and not is_inside(file, within):
