@@ -22,9 +22,9 @@ ROOT = Path(freezeasguard.__file__).parent.parent
 """The folder `stages`, whose code runs."""
 LIBRARY = "freezeasguard"
 PLUMBING = {
-    "__init__.py": "turns the garbage collector off while importing",
+    "__init__.py": "in which process a stage runs, and that it ends with DVC",
     f"{LIBRARY}/__init__.py": "the version",
-    f"{LIBRARY}/commands.py": "paths and arguments; a changed path is a changed dvc.yaml",
+    f"{LIBRARY}/commands.py": "paths, arguments, signals; a changed path is a changed dvc.yaml",
     f"{LIBRARY}/errors.py": "the words of an error",
     f"{LIBRARY}/files.py": "how files are written whole; never what",
     f"{LIBRARY}/sides.py": "names of columns and files, which both ends of a stage share",
