@@ -275,10 +275,12 @@ def test_a_database_with_a_broken_page_is_named(capfd: pytest.CaptureFixture[str
 def test_a_database_that_is_taken_while_it_is_written_is_named(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    from mlflow.store.db import utils
+
     from freezeasguard.reports import track as module
 
-    whole, connect = module.Mirror.log_params, sqlite3.dbapi2.connect
-    monkeypatch.setattr(sqlite3.dbapi2, "connect", lambda *a, **k: connect(*a, **{**k, "timeout": 0.1}))
+    whole, text = module.Mirror.log_params, utils.sql.text
+    monkeypatch.setattr(utils.sql, "text", lambda words: text(words.replace("= 20000", "= 100")))  # ms that it waits
 
     def taken(self: Any, run_id: str, values: Any) -> None:
         holder = sqlite3.connect("mlflow.db", isolation_level=None)
