@@ -143,6 +143,23 @@ def test_special_files_and_folders_of_a_zip_become_plain_ones(tmp_path: Path) ->
     assert (tmp_path / "out/a/1.jpg").read_bytes() == b"x"
 
 
+def test_two_classes_of_one_folder_are_refused() -> None:
+    asked = {"urls": ["http://h/a.jpg"]}
+    with pytest.raises(ValidationError, match="'Jane Doe' and 'jane-doe' would be one folder, 'jane-doe'"):
+        Crawl.model_validate({"engine": "url-list", "classes": {"Jane Doe": asked, "jane-doe": asked}})
+
+
+def test_what_is_no_image_by_its_name_keeps_its_row(tmp_path: Path) -> None:
+    folder = tmp_path / "own/ann"
+    (folder / "more").mkdir(parents=True)
+    Image.new("RGB", (80, 80)).save(folder / "a.png")
+    for name in ("b.gif", "notes", ".DS_Store"):
+        (folder / name).write_bytes(b"x")
+    manifest = crawl_domain(Domain(source="folder", path=tmp_path / "own"), tmp_path / "raw", tmp_path / "d", 0)
+    expected = ["ok", "refused: a file .gif", "refused: a folder", "refused: a file"]
+    assert manifest["status"].tolist() == expected
+
+
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32), changes=st.integers(1, 4), cut=st.booleans())
 def test_damaged_zips_leave_nothing(seed: int, changes: int, cut: bool) -> None:

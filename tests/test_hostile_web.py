@@ -240,6 +240,8 @@ FORBID = b"User-agent: *\nDisallow: /b\n"
         (FORBID, "refused: robots.txt", "disallowed"),
         (b"User-agent: *\nDisallow: /c\n", "ok", "allowed"),
         (404, "ok", "allowed"),  # as the first host says
+        (503, "refused: robots.txt", "disallowed"),  # RFC 9309: rules that cannot be had forbid
+        (429, "refused: robots.txt", "disallowed"),
         (b"User-agent: *\nDisallow: http://[\n", "refused: robots.txt", "disallowed"),
         ("User-agent: *\nCrawl-delay: \N{SUPERSCRIPT TWO}\n".encode(), "refused: robots.txt", "disallowed"),
     ],

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from freezeasguard.checks import check_size, model_folder
-from freezeasguard.data.sources.base import IMAGE_SUFFIXES, slug, spoken
+from freezeasguard.data.names import slug
+from freezeasguard.data.sources.base import IMAGE_SUFFIXES, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.models.fetch import check_model_folder

@@ -340,7 +340,7 @@ class Robots:
         self._known: dict[str, RobotFileParser | None] = {}
 
     def note(self, url: str, deadline: Deadline) -> str:
-        """allowed, disallowed, or none (the host has no robots.txt); what cannot be read forbids."""
+        """allowed, disallowed, or none (the host has no robots.txt); what cannot be had forbids (RFC 9309)."""
         parts = urlsplit(url)
         host = f"{parts.scheme}://{parts.netloc}"
         try:
@@ -354,10 +354,13 @@ class Robots:
     def _read(self, host: str, deadline: Deadline) -> RobotFileParser | None:
         fetched = fetch(self._session, f"{host}/robots.txt", self._limits, deadline=deadline)
         deadline.left()  # no answer in time is no answer: the next image asks again
-        if fetched.content is None:
-            return None
         parser = RobotFileParser()
-        parser.parse(fetched.content.decode("utf-8", "replace").splitlines())
+        if fetched.content is not None:
+            parser.parse(fetched.content.decode("utf-8", "replace").splitlines())
+        elif fetched.status.startswith(("http 5", "http 429")):
+            parser.parse(["User-agent: *", "Disallow: /"])
+        else:
+            return None
         return parser
 
 

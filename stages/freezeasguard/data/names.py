@@ -12,3 +12,8 @@ MAX_BYTES = 200
 
 def is_class_name(text: str) -> bool:
     return re.fullmatch(CLASS_NAME, text) is not None and len(text.encode()) <= MAX_BYTES
+
+
+def slug(text: str) -> str:
+    """The folder of a class of this name: "Jane Doe" -> "jane-doe"."""
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from freezeasguard.arms import PRETRAINED, Arm
+from freezeasguard.data.names import slug
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.protections.registry import METHODS
 from freezeasguard.scores.registry import SCORES
@@ -164,7 +165,10 @@ class Crawl(Block):
     def _engine(self) -> Crawl:
         if self.engine == "page" and not (self.search_url and "{query}" in self.search_url):
             raise ValueError("the engine page needs a search_url with {query}")
+        folders: dict[str, str] = {}
         for name, query in self.classes.items():
+            if (other := folders.setdefault(slug(name), name)) != name:
+                raise ValueError(f"classes {other!r} and {name!r} would be one folder, {slug(name)!r}; rename one")
             if not (query.urls if self.engine == "url-list" else query.query):
                 raise ValueError(f"classes.{name} has no {'urls' if self.engine == 'url-list' else 'query'}")
         return self

@@ -41,10 +41,6 @@ def is_inside(path: Path, *roots: Path | str) -> bool:
     return any(Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)) for root in roots)
 
 
-def slug(text: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
-
-
 def spoken(name: str) -> str:
     """A class's name as captions say it: "jane_doe" -> "Jane Doe"."""
     return name.replace("_", " ").replace("-", " ").title()

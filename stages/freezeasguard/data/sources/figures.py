@@ -9,7 +9,8 @@ import numpy as np
 
 from freezeasguard.data.embedded import drawn_people as figures
 from freezeasguard.data.embedded import illustrators
-from freezeasguard.data.sources.base import STYLES_PACKAGE, Item, slug
+from freezeasguard.data.names import slug
+from freezeasguard.data.sources.base import STYLES_PACKAGE, Item
 from freezeasguard.settings.params import Domain
 
 

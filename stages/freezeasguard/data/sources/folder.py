@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from freezeasguard.data.sources.base import IMAGE_SUFFIXES, Item, is_inside, slug, spoken
+from freezeasguard.data.names import slug
+from freezeasguard.data.sources.base import IMAGE_SUFFIXES, Item, is_inside, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 
@@ -30,11 +31,17 @@ def read_class_folders(root: Path, licence: str = "the user's own") -> Iterator[
     if not classes:
         raise FreezeAsGuardError(f"{root} has no sub-folders with images; make one a class, named as its subject")
     for folder_ in classes:
-        paths = sorted(p for p in folder_.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        if not paths:
+        paths = sorted(p for p in folder_.iterdir() if not p.name.startswith("."))
+        if not any(p.suffix.lower() in IMAGE_SUFFIXES for p in paths):
             raise FreezeAsGuardError(f"{folder_} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         for path in paths:
-            yield Item(slug(folder_.name), spoken(folder_.name), path, str(path), licence)
+            is_image = path.suffix.lower() in IMAGE_SUFFIXES
+            status = (
+                "ok" if is_image else f"refused: {'a folder' if path.is_dir() else f'a file {path.suffix}'}".strip()
+            )
+            yield Item(
+                slug(folder_.name), spoken(folder_.name), path if is_image else None, str(path), licence, status=status
+            )
 
 
 NAMES = {"file_name": "path", "text": "caption", "name": "class"}

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from freezeasguard.data.sources.base import Item, is_inside, slug, spoken
+from freezeasguard.data.names import slug
+from freezeasguard.data.sources.base import Item, is_inside, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 

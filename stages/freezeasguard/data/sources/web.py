@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from freezeasguard.data.sources.base import Item, slug, spoken
+from freezeasguard.data.names import slug
+from freezeasguard.data.sources.base import Item, spoken
 from freezeasguard.settings.params import Domain
 
 
