@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
 from freezeasguard.reports.gather import gather_scores
 from freezeasguard.reports.summary import COLUMNS, cell_rows, headline_metrics, write_summary
-from freezeasguard.reports.tables import paper_value, paper_values, table_rows, write_tables
+from freezeasguard.reports.tables import paper_value, paper_values, table_name, table_rows, write_tables
 from freezeasguard.scores.registry import side_score
 from freezeasguard.scores.scoring import compared_arms
 from freezeasguard.settings.params import Params, parse_params
@@ -86,18 +87,63 @@ def test_a_missing_cell_is_an_error(params: Params, root: Path) -> None:
     assert not (root / "reports/tables").exists()
 
 
+def printed(arm: str, side: str, metric: str, *, rho: float = 0.3, table: int = 2, **case: Any) -> str:
+    """The paper's number beside an arm of the profile smoke's case, were it of this table."""
+    params = smoke(rho=rho)
+    changed = params.cases["portraits"].model_copy(update={"table": table, **case})
+    return paper_value(
+        params.model_copy(update={"cases": {"portraits": changed}}), "portraits", Arm.parse(arm), side, metric
+    )
+
+
 def test_paper_values_stand_where_the_paper_prints_them() -> None:
     assert len(paper_values()) == 324
-    assert paper_value(2, Arm("freezeasguard"), 0.3, "illegal", "fn_l") == "0.482"
-    assert paper_value(2, Arm.parse("random-10"), 0.1, "legal", "fn_l") == "0.431"
-    assert paper_value(2, Arm.parse("pretrained"), 0.0, "legal", "fid") == "164.8"
-    assert paper_value(2, Arm("freezeasguard"), 0.35, "illegal", "fn_l") == ""
-    assert paper_value(2, Arm.parse("freezeasguard-row"), 0.3, "illegal", "fn_l") == ""
+    assert printed("freezeasguard", "illegal", "fn_l") == "0.482"
+    assert printed("random-10", "legal", "fn_l") == "0.431"
+    assert printed("pretrained", "legal", "fid") == "164.8"
+    assert printed("freezeasguard", "illegal", "fn_l", rho=0.35) == ""
+    assert printed("freezeasguard-row", "illegal", "fn_l") == ""
 
 
 def test_the_papers_uce_is_reading_a() -> None:
-    assert paper_value(2, Arm("uce"), 0.0, "illegal", "fn_l") == "0.445"
-    assert paper_value(2, Arm("uce_b"), 0.0, "illegal", "fn_l") == ""
+    assert printed("uce", "illegal", "fn_l") == "0.445"
+    assert printed("uce_b", "illegal", "fn_l") == ""
+
+
+@pytest.mark.parametrize(
+    ("table", "case", "value"),
+    [
+        (7, {"model": "tiny-1.5"}, "0.436"),
+        (7, {"model": "sd-2.1"}, None),
+        (7, {"model": "mine"}, ""),
+        (5, {"illegal": 2}, "0.397"),
+        (5, {"illegal": ["a", "b", "c", "d", "e"]}, "0.424"),
+        (5, {"illegal": 3}, ""),
+        (2, {"illegal": 3, "model": "mine"}, "0.436"),  # one model, one number: nothing to choose
+    ],
+)
+def test_a_table_of_several_models_or_counts_gives_the_cases_own(table: int, case: Any, value: str | None) -> None:
+    found = printed("full", "illegal", "fn_l", table=table, **case)
+    rows = [row for row in paper_values() if (row["table"], row["method"], row["side"]) == ("7", "full", "illegal")]
+    expected = next(row["value"] for row in rows if (row["model"], row["metric"]) == ("sd-2.1", "fn_l"))
+    assert found == (expected if value is None else value)
+
+
+def test_cases_of_one_table_have_a_file_each(root: Path, params: Params) -> None:
+    case = params.cases["portraits"].model_copy(update={"table": 5, "illegal": 10})
+    for folder in ("scores", "calibration"):
+        for path in sorted((root / "reports" / folder).iterdir()):
+            target = path.with_name(path.name.replace("portraits", "two"))
+            shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
+    for kind in ("protected", "latents", "adapted"):
+        shutil.copytree(root / "data" / kind / "portraits", root / "data" / kind / "two")
+    both = params.model_copy(update={"cases": {"portraits": case, "two": case.model_copy(update={"illegal": 2})}})
+    assert {table_name(both, name) for name in both.cases} == {"table5-portraits", "table5-two"}
+    assert table_name(params, "portraits") == "table2"
+    write_tables(both, root / "reports", root / "data")
+    first, second = ((root / f"reports/tables/table5-{name}.md").read_text() for name in both.cases)
+    assert "(paper, Table 5); case portraits" in first and "(paper, Table 5); case two" in second
+    assert "| 0.397" in second and "| 0.397" not in first
 
 
 @pytest.mark.parametrize(

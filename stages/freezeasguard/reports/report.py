@@ -36,8 +36,8 @@ def notes_list(table: Path) -> str:
 def write_report(params: Params, reports: Path) -> Path:
     """Everything that the other reports wrote; the study's tables where there are any."""
     parts = [f"<h1>FreezeAsGuard: profile {html.escape(params.profile)}</h1>"]
-    for name, case in params.cases.items():
-        path = reports / "tables" / table_name(name, case.table)
+    for name in params.cases:
+        path = reports / "tables" / table_name(params, name)
         parts.append(f"<h2>{html.escape(name)}</h2>")
         parts.append(html_table(list(csv.reader(path.with_suffix(".csv").read_text().splitlines()))))
         parts.append(notes_list(path.with_suffix(".md")))

@@ -26,6 +26,9 @@ TITLES = {
     2: "Portraits: image quality after fine-tuning on illegal and legal classes (paper, Table 2)",
     3: "Artworks: image quality after fine-tuning on illegal and legal artists (paper, Table 3)",
     4: "Explicit content: what the illegal user gets, and what the legal one pays (paper, Table 4)",
+    5: "Portraits by the number of illegal classes (paper, Table 5)",
+    6: "Artworks by the number of illegal artists (paper, Table 6)",
+    7: "Portraits by the version of Stable Diffusion (paper, Table 7)",
 }
 OURS = {
     2: "drawn figures and a recogniser trained on other figures; the paper's columns are SD v1.5 on FF25",
@@ -34,6 +37,7 @@ OURS = {
     4: "photographs of faces in the place of explicit images, logos as the legal class, the real NudeNet network asked "
     "for its face labels; the paper's columns are SD v1.4 on explicit images and its exposed labels",
 }
+OURS |= {5: OURS[2], 6: OURS[3], 7: OURS[2].replace("SD v1.5", "the same version of SD")}
 SHARED_NOTES = (
     "Worse quality on the illegal side is stronger mitigation; on the legal side it is the cost.",
     "[95% interval]: bootstrap over class, prompt and image. Loss kept: share of full fine-tuning's fall of the "
@@ -57,20 +61,34 @@ def paper_values() -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def table_name(case_name: str, table: int | None) -> str:
-    """table2 for the paper's, case-NAME for one's own."""
-    return f"case-{case_name}" if table is None else f"table{table}"
+def table_name(params: Params, case_name: str) -> str:
+    """case-NAME for one's own; tableN for the paper's, and tableN-NAME where several cases make up that table."""
+    table = params.cases[case_name].table
+    if table is None:
+        return f"case-{case_name}"
+    alone = sum(case.table == table for case in params.cases.values()) == 1
+    return f"table{table}" if alone else f"table{table}-{case_name}"
 
 
-def paper_value(table: int | None, arm: Arm, rho: float, side: str, metric: str) -> str:
-    """The printed number, or "" where the paper has none for this arm and freeze ratio."""
-    for row in paper_values() if arm.paper_method else ():
-        same_ratio = row["freeze_ratio"] == "" or abs(float(row["freeze_ratio"]) - rho) < 1e-9
-        same_side = row["side"] in (side, "")
-        asked = (str(table), arm.paper_method, metric)
-        if (row["table"], row["method"], row["metric"]) == asked and same_ratio and same_side:
-            return row["value"]
-    return ""
+def paper_value(params: Params, case_name: str, arm: Arm, side: str, metric: str) -> str:
+    """The printed number, or "" where the paper has none for this arm and freeze ratio.
+
+    Where its table has several models or numbers of illegal classes, the one that is the case's.
+    """
+    rho, case = arm.rho(params.rho), params.cases[case_name]
+    asked = (str(paper_table(params, case_name)), arm.paper_method, metric)
+    rows = [
+        row
+        for row in (paper_values() if arm.paper_method else ())
+        if (row["table"], row["method"], row["metric"]) == asked
+        and (row["freeze_ratio"] == "" or abs(float(row["freeze_ratio"]) - rho) < 1e-9)
+        and row["side"] in (side, "")
+    ]
+    own = {"model": case.model.rpartition("-")[2], "n_illegal_classes": str(n_classes(case.illegal))}
+    for column, wanted in own.items():
+        if len({row[column] for row in rows}) > 1:
+            rows = [row for row in rows if row[column].rpartition("-")[2] == wanted]
+    return rows[0]["value"] if rows else ""
 
 
 def paper_table(params: Params, case_name: str) -> int | None:
@@ -103,7 +121,7 @@ def table_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str]
             for name in names:
                 row.append(_entry(name, scores[side]["all"][name]))
                 if (metric := SCORES[name].paper_metric) in printed:
-                    row.append(paper_value(table, arm, arm.rho(params.rho), side, metric) or "-")
+                    row.append(paper_value(params, case_name, arm, side, metric) or "-")
             kept = scores[side]["loss"]["kept"]
             rows.append([*row, "-" if kept is None else f"{kept:.2f}"])
     return header, rows
@@ -137,19 +155,17 @@ def verdict_lines(params: Params, case_name: str, reports: Path) -> list[str]:
 
     The paper's claim: freezing costs the illegal side more than the legal one (its section 4.1).
     """
-    table = paper_table(params, case_name)
     case = CaseScores(params, case_name, reports)
     named = {side: case.speaks_for(side) for side in SIDES}
     lines = []
     for arm in params.arms(case_name):
-        rho = arm.rho(params.rho)
-        if rho == 0:
+        if arm.rho(params.rho) == 0:
             continue
         ours = [case.fall(arm, side) for side in SIDES]
         paper = []
         for side, name in named.items():
-            metric, ends = SCORES[name].paper_metric, ((Arm("full"), 0.0), (arm, rho))
-            printed = [paper_value(table, a, r, side, metric) for a, r in ends] if metric else []
+            metric, ends = SCORES[name].paper_metric, (Arm("full"), arm)
+            printed = [paper_value(params, case_name, end, side, metric) for end in ends] if metric else []
             paper.append(fall_of_quality(name, *map(float, printed)) if printed and all(printed) else None)
         text = f"{arm.label(params.rho)} against Full FT, fall of quality: "
         text += f"illegal {ours[0]:+.1f}%, legal {ours[1]:+.1f}%"
@@ -205,7 +221,7 @@ def _notes(params: Params, case_name: str, reports: Path) -> list[str]:
     table = paper_table(params, case_name)
     ours = (
         f"Ours: {OURS[table]}. The two are not on one scale: compare orders and gaps, not values."
-        if table and embedded
+        if table in OURS and embedded
         else None
     )
     verdict, calibration = (f(params, case_name, reports) for f in (verdict_lines, calibration_lines))
@@ -220,8 +236,9 @@ def write_tables(params: Params, reports: Path, data: Path) -> list[Path]:
     """
     written = []
     for case_name, case in params.cases.items():
-        title = TITLES[case.table] if case.table else f"Case {case_name}: image quality after fine-tuning"
-        path = reports / "tables" / table_name(case_name, case.table)
+        path = reports / "tables" / table_name(params, case_name)
+        title = TITLES.get(case.table or 0, f"Case {case_name}: image quality after fine-tuning")
+        title += f"; case {case_name}" if path.name.startswith(f"table{case.table}-") else ""
         header, rows = table_rows(params, case_name, reports)
         written.append(write_table(path, title, header, rows, _notes(params, case_name, reports)))
         notes = [
