@@ -169,6 +169,22 @@ def test_only_drops_the_other_cases_and_keeps_an_edited_file(project: Path) -> N
     assert "kept as params.yaml.bak" in said and Path("params.yaml.bak").read_bytes() == edited
 
 
+@pytest.mark.parametrize("only", [True, False])
+def test_users_of_a_full_size_model_train_as_the_papers(project: Path, only: bool) -> None:
+    before = load_params()
+    added = add(size_px=512, only=only)
+    params = load_params()
+    users = params.adapt_block("mine")
+    assert (users.steps, users.lr, params.domains["mine"].size_px) == (2000, 1e-5, 512)
+    if only:
+        assert (params.generate.steps, params.generate.guidance_scale, params.adapt.batch_size) == (50, 7.5, 4)
+        assert (params.relearn.steps, params.relearn.lr) == (2000, 1e-5) and added.miniature == []
+    else:
+        assert params.generate == before.generate and params.adapt_block("portraits") == before.adapt_block("portraits")
+        assert f"generate.steps {before.generate.steps}" in added.miniature
+    assert add("small").miniature == [] and load_params().cases["small"].adapt_lr is None
+
+
 def test_a_folder_that_is_no_project_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(project.parent)
     with pytest.raises(FreezeAsGuardError, match="params.yaml is missing; .* change to the project's folder"):

@@ -111,7 +111,7 @@ def settings_only(path: str) -> bool:
     """Modules that the settings' own code imports, to check names: idle in every stage but `settings`, which watches
     all code; where a stage does more than read a name, its closure holds them."""
     library = "stages/freezeasguard"
-    alone = ("settings/", "arms.py", "data/names.py", "protections/registry.py")
+    alone = ("settings/", "arms.py", "data/names.py", "protections/registry.py", "reading.py")
     idle = tuple(f"{library}/{name}" for name in alone)
     names = path.startswith(f"{library}/scores/") and not path.startswith(f"{library}/scores/networks/")
     return path.endswith(".py") and (names or path.startswith(idle))

@@ -94,6 +94,10 @@ def new_case(
         print("left out: " + ", ".join(f"{n} {reason}" for reason, n in added.left_out.items()))
     if added.copy:
         print(f"your edited params.yaml is kept as {added.copy}")
+    if added.miniature:
+        print(
+            f"shared with the other cases, and made for miniature models: {', '.join(added.miniature)}; or use --only"
+        )
     print(f"params.yaml has the case {name} ({counted}); run `dvc repro`, then see reports/tables/case-{name}.md")
 
 

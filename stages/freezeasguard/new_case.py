@@ -32,6 +32,16 @@ MIN_IMAGES = 10
 MIN_GENERATED = 60
 """A side: scores of fewer generated images say little. A case with few classes gets more images a prompt."""
 
+FULL_SIZE_PX = 256
+"""From here on a model is no miniature, and its users train as the paper's do (App. E)."""
+PAPERS_USERS = {"adapt_steps": 2000, "adapt_lr": 1e-5}
+PAPERS_BLOCKS: dict[str, dict[str, Any]] = {
+    "relearn": {"steps": 2000, "lr": 1e-5, "batch_size": 4},
+    "adapt": {"batch_size": 4},
+    "generate": {"steps": 50, "guidance_scale": 7.5},
+}
+"""What the cases of a params.yaml share, so that only `new-case --only` may set it."""
+
 Sides = Mapping[str, Mapping[str, list[Path]]]
 """side -> class, named as its folder -> images."""
 
@@ -43,6 +53,8 @@ class Added(NamedTuple):
     """The others, by the reason that its manifest will give, and files that are no images by their name."""
     copy: Path | None
     """Of an edited params.yaml whose other cases were dropped."""
+    miniature: list[str]
+    """Settings that the case of a full-size model shares with the cases of miniature ones, as "block.key value"."""
 
 
 def images_by_class(root: Path, side: str) -> dict[str, list[Path]]:
@@ -131,21 +143,28 @@ def add_case(
     case: dict[str, Any] = {"domain": name, "model": model_name, "table": None}
     case |= {side: [slug(c) for c in classes] for side, classes in sides.items()}
     case["arms"] = ["pretrained", "full", "freezeasguard", "random"]
+    papers = PAPERS_BLOCKS if size_px >= FULL_SIZE_PX else {}
+    case |= PAPERS_USERS if papers else {}
     changed = {
         "domains": {name: domain} if only else {**values["domains"], name: domain},
         "models": models,
         "cases": {name: case} if only else {**values["cases"], name: case},
     }
+    if only:
+        changed |= {block: {**values[block], **own} for block, own in papers.items()}
     parse_params({**values, **changed}, path)
     manifest = _looked_at(domain, sides, params.seed)
     n_images = _usable(manifest, sides, folders)
     if only:
-        changed["generate"] = _enough_images(values["generate"], min(n_images.values()))
+        generate = changed.get("generate", values["generate"])
+        changed["generate"] = _enough_images(generate, min(n_images.values()))
     text = updated_text(path, changed)
     _write_listing(listing, sides)
     copy = keep_copy(path) if only else None
     write_params(text, path)
-    return Added(n_images, _left_out(manifest, folders), copy)
+    shared = {} if only else papers
+    miniature = [f"{b}.{k} {values[b].get(k)}" for b, own in shared.items() for k in own if values[b].get(k) != own[k]]
+    return Added(n_images, _left_out(manifest, folders), copy, miniature)
 
 
 def _looked_at(domain: dict[str, Any], sides: Sides, seed: int) -> pd.DataFrame:
