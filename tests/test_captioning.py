@@ -146,7 +146,7 @@ def progress(tmp_path) -> Path:
     return tmp_path / "work" / "progress.jsonl"
 
 
-CONFIG = Caption(model="no/model", batch_size=2, max_new_tokens=MAX_NEW)
+CONFIG = Caption(model="no/model", revision="0" * 40, batch_size=2, max_new_tokens=MAX_NEW)
 
 
 def test_edited_wins_over_source_and_source_over_the_model(raw, progress):
@@ -310,6 +310,10 @@ def test_config_refuses_a_prompt_without_subject_and_empty_batches():
         Caption(prompt="a photo of a man")
     with pytest.raises(ValidationError, match="batch_size"):
         Caption(batch_size=0)
+    with pytest.raises(ValidationError, match="'nobody/blip2' is of the hub, so it needs a revision"):
+        Caption(model="nobody/blip2")
+    assert len(Caption().revision or "") == 40 and Caption(model="Salesforce/blip2-opt-2.7b") == Caption()
+    assert Caption(revision="0" * 40).revision == "0" * 40
     assert prompt_for(Caption(), "{x}") == "a photo of {x} which shows"
 
 

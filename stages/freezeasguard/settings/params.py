@@ -64,13 +64,16 @@ class Clean(Block):
     """Two images whose 64-bit perceptual hashes differ in at most so many bits are one; null: not compared."""
 
 
+BLIP2 = {"model": "Salesforce/blip2-opt-2.7b", "revision": "59a1ef6c1e5117b3f65523d1c6066825bcf315e3"}
+
+
 class Caption(Block):
     """BLIP-2, for images whose source ships no caption (paper, App. C)."""
 
-    model: str = "Salesforce/blip2-opt-2.7b"
+    model: str = BLIP2["model"]
     """A folder of `Blip2ForConditionalGeneration` and its processor, or their hub id."""
     revision: Commit | None = None
-    """The hub's commit; a folder has none."""
+    """The hub's commit; a folder has none, and the default model its own."""
     prompt: str = "a photo of {subject} which shows"
     """With {subject} where the class's name goes."""
     batch_size: Positive = 16
@@ -78,6 +81,21 @@ class Caption(Block):
     """Room for a caption; one that does not end in it is taken for a runaway."""
     checkpoint_images: Positive = 64
     """A killed run loses at most a batch; a power cut at most this many images (or a batch, if larger)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("model", BLIP2["model"]) == BLIP2["model"]:
+            return {**values, "revision": values.get("revision") or BLIP2["revision"]}
+        return values
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Caption:
+        # "data/blip2" looks like a hub id, but names a folder where data/ is one.
+        on_hub = re.fullmatch(HUB_ID, self.model) and not Path(self.model).parent.is_dir()
+        if on_hub and self.revision is None:
+            raise ValueError(f"model {self.model!r} is of the hub, so it needs a revision")
+        return self
 
     @field_validator("prompt")
     @classmethod
