@@ -164,6 +164,23 @@ def test_a_killed_child_is_told_in_a_line_and_ends_the_other(number: signal.Sign
     assert not list((tmp_path / "data/adapted/case").iterdir())
 
 
+def test_a_task_that_fails_leaves_nothing_half_written_by_the_other(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+
+    def writes() -> None:
+        with write_atomically(path) as temporary:
+            temporary.write_text("half")
+            time.sleep(60)
+
+    def fails() -> None:
+        assert wait_for(lambda: bool(list(tmp_path.iterdir())))
+        raise FreezeAsGuardError("the disk is full")
+
+    with pytest.raises(FreezeAsGuardError, match="the disk is full"):
+        run_side_by_side({"illegal": fails, "legal": writes}, 2, "cpu")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stage_ends_with_a_killed_dvc(tmp_path: Path) -> None:
     """Even in the seconds in which it imports: a stage that DVC started watches it from its first line."""
     code = "import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', sys.argv[1]]).pid, flush=True)"

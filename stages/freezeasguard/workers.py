@@ -53,8 +53,20 @@ def die_with(parent: int, number: int) -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+GRACE_S = 10
+"""For a task that is to end before its time: it removes what it was writing."""
+
+
+class _Terminated(BaseException):
+    """SIGTERM, on its way up through what the task has to put in order."""
+
+
+def _unwind(*_: Any) -> None:
+    raise _Terminated
+
+
 def _run(task: Callable[[], None], errors: Any, parent: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it is the parent that cleans up
+    signal.signal(signal.SIGTERM, _unwind)
     die_with(parent, signal.SIGKILL)
     try:
         task()
@@ -63,6 +75,9 @@ def _run(task: Callable[[], None], errors: Any, parent: int) -> None:
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
+    except _Terminated:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
     except BaseException:
         errors.put(traceback.format_exc())
         raise SystemExit(1) from None
@@ -98,8 +113,10 @@ def run_side_by_side(tasks: Mapping[str, Callable[[], None]], workers: int, devi
                     raise FreezeAsGuardError(errors.get(timeout=5) if process.exitcode == 1 else _killed(process))
     finally:
         for process in running:
-            process.kill()
+            process.terminate()
         for process in running:
+            process.join(GRACE_S)
+            process.kill()
             process.join()  # or it might still write into a folder that the caller removes
 
 
