@@ -8,6 +8,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
+from freezeasguard.commands import DATA, SCORERS
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.fetch import check_model_folder
@@ -17,8 +18,7 @@ from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Case, Domain, Model, Params
 from freezeasguard.settings.params import Score as ScoreBlock
 
-FETCHED = Path("data/fetched")
-SCORERS = Path("data/models/scorers")
+FETCHED = DATA / "fetched"
 
 
 def look(params: Params) -> tuple[list[str], list[str]]:
@@ -77,7 +77,7 @@ def check_size(size_px: int, folder: Path) -> str:
         if not path.is_file():
             return ""
         config = read_json(path, "restore the model")
-        channels = config.get("block_out_channels") if isinstance(config, dict) else None
+        channels = config.get("block_out_channels")
         if not isinstance(channels, list) or not channels:
             raise FreezeAsGuardError(f"{path} has no list block_out_channels; restore the model")
         halvings += len(channels) - 1  # a block each, the last of which keeps the size

@@ -200,8 +200,7 @@ def _token_ids(*values: int | Sequence[int] | None) -> list[int]:
 def _remedy(config: Caption, error: object) -> str:
     """What is wrong with the model, what to fetch, from where, and where to put it."""
     path = Path(config.model)
-    # "data/blip2" looks like a hub id, but names a folder where data/ is one.
-    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", config.model) and not path.exists() and not path.parent.is_dir()
+    on_hub = config.on_hub
     repo = config.model if on_hub else BLIP2
     folder = f"data/models/{repo.split('/')[1]}" if on_hub else config.model
     revision = config.revision if on_hub else None

@@ -108,7 +108,7 @@ def code_of(stage: str, modules: tuple[str, ...] = ()) -> dict[str, str]:
 
 def module_file(module: str) -> Path:
     """Raises FreezeAsGuardError for a module that Python does not find."""
-    own = ROOT / f"{module.replace('.', '/')}.py"
+    own = next(_files(module))
     if own.is_file():
         return own
     try:

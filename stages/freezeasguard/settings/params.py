@@ -91,11 +91,16 @@ class Caption(Block):
 
     @model_validator(mode="after")
     def _pinned(self) -> Caption:
-        # "data/blip2" looks like a hub id, but names a folder where data/ is one.
-        on_hub = re.fullmatch(HUB_ID, self.model) and not Path(self.model).parent.is_dir()
-        if on_hub and self.revision is None:
+        if self.on_hub and self.revision is None:
             raise ValueError(f"model {self.model!r} is of the hub, so it needs a revision")
         return self
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the model is no folder: "data/blip2" looks like a hub id, but names one where data/ is one."""
+        path = Path(self.model)
+        like_one = re.fullmatch(r"[\w.-]+/[\w.-]+", self.model) is not None
+        return like_one and not path.exists() and not path.parent.is_dir()
 
     @field_validator("prompt")
     @classmethod

@@ -36,12 +36,10 @@ def read_class_folders(root: Path, licence: str = "the user's own") -> Iterator[
             raise FreezeAsGuardError(f"{folder_} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         for path in paths:
             is_image = path.suffix.lower() in IMAGE_SUFFIXES
-            status = (
-                "ok" if is_image else f"refused: {'a folder' if path.is_dir() else f'a file {path.suffix}'}".strip()
-            )
-            yield Item(
-                slug(folder_.name), spoken(folder_.name), path if is_image else None, str(path), licence, status=status
-            )
+            kind = "a folder" if path.is_dir() else f"a file {path.suffix}".strip()
+            status = "ok" if is_image else f"refused: {kind}"
+            image = path if is_image else None
+            yield Item(slug(folder_.name), spoken(folder_.name), image, str(path), licence, status=status)
 
 
 NAMES = {"file_name": "path", "text": "caption", "name": "class"}
