@@ -285,38 +285,34 @@ def slow_headers(line: socket.socket) -> None:
         time.sleep(0.02)
 
 
+def keep_sending(line: socket.socket, piece: bytes) -> None:
+    for _ in range(1000):
+        line.sendall(piece)
+        time.sleep(0.02)
+
+
 def nothing_zipped(line: socket.socket) -> None:
     """Members of a gzip stream that unpack to nothing."""
     line.sendall(OK + b"Content-Encoding: gzip\r\n\r\n")
-    for _ in range(1000):
-        line.sendall(gzip.compress(b""))
-        time.sleep(0.02)
+    keep_sending(line, gzip.compress(b""))
 
 
 def drip(line: socket.socket) -> None:
     line.sendall(OK + b"\r\n")
-    for _ in range(1000):
-        line.sendall(b"x")
-        time.sleep(0.02)
+    keep_sending(line, b"x")
 
 
 def one_long_line(line: socket.socket) -> None:
-    for _ in range(1000):
-        line.sendall(b"H")
-        time.sleep(0.02)
+    keep_sending(line, b"H")
 
 
 def interim_answers(line: socket.socket) -> None:
-    for _ in range(1000):
-        line.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        time.sleep(0.02)
+    keep_sending(line, b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def chunked_drip(line: socket.socket) -> None:
     line.sendall(OK + b"Transfer-Encoding: chunked\r\n\r\n")
-    for _ in range(1000):
-        line.sendall(b"0")
-        time.sleep(0.02)
+    keep_sending(line, b"0")
 
 
 def slow_redirects(line: socket.socket) -> None:
