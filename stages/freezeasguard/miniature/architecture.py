@@ -47,8 +47,9 @@ def new_unet(**overrides: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**config, **overrides})
 
 
-def new_clip(vocabulary: int, bos: int, eos: int) -> CLIPModel:
-    text = dict(
+def new_clip(vocabulary: int, bos: int, eos: int, **of_text: Any) -> CLIPModel:
+    """`of_text`: what the text tower has otherwise."""
+    text: dict[str, Any] = dict(
         vocab_size=vocabulary,
         hidden_size=96,
         intermediate_size=288,
@@ -59,6 +60,7 @@ def new_clip(vocabulary: int, bos: int, eos: int) -> CLIPModel:
         eos_token_id=eos,
         pad_token_id=eos,
     )
+    text |= of_text
     vision = dict(
         hidden_size=128,
         intermediate_size=384,
@@ -70,9 +72,10 @@ def new_clip(vocabulary: int, bos: int, eos: int) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
 
-def new_scheduler() -> PNDMScheduler:
-    """SD v1.x's noise schedule and sampler."""
+def new_scheduler(prediction_type: str = "epsilon") -> PNDMScheduler:
+    """SD's noise schedule and sampler; v2.1's UNet predicts v, with v1.x's schedule."""
     return PNDMScheduler(
+        prediction_type=prediction_type,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

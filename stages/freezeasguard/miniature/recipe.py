@@ -28,7 +28,7 @@ from freezeasguard.scores.networks.style import STYLE_FILE
 STEPS = {"vae": 8000, "recogniser": 1500, "clip": 1500, "drawings": 6000, "unet": 2000}
 
 
-def _part(work: Path, name: str, make: Callable[[Path], None]) -> Path:
+def part_of_recipe(work: Path, name: str, make: Callable[[Path], None]) -> Path:
     """The part's folder under `work`, made if it is not there: a killed recipe goes on where it was."""
     folder = work / name
     if not folder.is_dir():
@@ -38,8 +38,8 @@ def _part(work: Path, name: str, make: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus | None = None) -> None:
@@ -49,7 +49,7 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
     images, captions = corpus.images, corpus.captions
 
     def make_vae(folder: Path) -> None:
-        vae, generator = new_vae(), _generator()
+        vae, generator = new_vae(), seeded()
         whole = max(1, steps["vae"] // 20)
         train_vae(vae, images, steps=steps["vae"], whole_image_steps=whole, batch_size=16, lr=2e-3, generator=generator)
         standardise_latents(vae, images[np.random.default_rng(0).permutation(len(images))[:1024]])
@@ -60,7 +60,7 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
         torch.manual_seed(0)
         model, other = Recogniser(), images[corpus.figure < 0]
         train_recogniser(
-            model, drawn, figures, other, steps=steps["recogniser"], batch_size=64, lr=2e-3, generator=_generator()
+            model, drawn, figures, other, steps=steps["recogniser"], batch_size=64, lr=2e-3, generator=seeded()
         )
         model.save(folder)
 
@@ -70,9 +70,7 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
     def make_clip(folder: Path) -> None:
         tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
         clip = new_clip(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
-        train_clip(
-            clip, tokenizer, images, captions, steps=steps["clip"], batch_size=96, lr=1e-3, generator=_generator()
-        )
+        train_clip(clip, tokenizer, images, captions, steps=steps["clip"], batch_size=96, lr=1e-3, generator=seeded())
         clip.save_pretrained(folder)
 
     def encoded(images: np.ndarray, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +90,7 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
         torch.manual_seed(0)
         unet, schedule = new_unet(), NoiseSchedule.of(new_scheduler())
         trained = train_unet(
-            unet, schedule, latents, text, steps=steps["drawings"], batch_size=32, lr=1.5e-3, generator=_generator()
+            unet, schedule, latents, text, steps=steps["drawings"], batch_size=32, lr=1.5e-3, generator=seeded()
         )
         save_unet(folder, trained)
 
@@ -103,19 +101,19 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
         latents = torch.cat([latents, photographs.repeat(PHOTOGRAPH_COPIES, 1, 1, 1, 1)])
         text = torch.cat([text[:-1], of_photographs[:-1].repeat(PHOTOGRAPH_COPIES, 1, 1), text[-1:]])
         unet = UNet2DConditionModel.from_pretrained(drawings_folder)
-        schedule, generator = NoiseSchedule.of(new_scheduler()), torch.Generator().manual_seed(1)
+        schedule, generator = NoiseSchedule.of(new_scheduler()), seeded(1)
         trained = train_unet(
             unet, schedule, latents, text, steps=steps["unet"], batch_size=32, lr=1e-3, generator=generator
         )
         save_unet(folder, trained)
 
-    tokenizer_folder = _part(work, "tokenizer", lambda f: _save_tokenizer(captions, f))
-    vae_folder = _part(work, "vae", make_vae)
-    _part(work, "recogniser", make_recogniser)
-    _part(work, "style", make_style)
-    clip_folder = _part(work, "clip", make_clip)
-    drawings_folder = _part(work, "drawings", make_drawings_unet)
-    _part(work, "unet", make_unet)
+    tokenizer_folder = part_of_recipe(work, "tokenizer", lambda f: _save_tokenizer(captions, f))
+    vae_folder = part_of_recipe(work, "vae", make_vae)
+    part_of_recipe(work, "recogniser", make_recogniser)
+    part_of_recipe(work, "style", make_style)
+    clip_folder = part_of_recipe(work, "clip", make_clip)
+    drawings_folder = part_of_recipe(work, "drawings", make_drawings_unet)
+    part_of_recipe(work, "unet", make_unet)
 
 
 def _save_tokenizer(captions: list[str], folder: Path) -> None:

@@ -15,6 +15,7 @@ from freezeasguard.settings.resolve import ProtectSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from freezeasguard.costs import Meter
     from freezeasguard.models.latents import CaseData
 
 
@@ -53,6 +54,13 @@ class Inputs:
         from freezeasguard.models.diffusion import stored_tensors
 
         return stored_tensors(self.model)
+
+    @cached_property
+    def meter(self) -> Meter:
+        """Of the steps of a method that trains: `with inputs.meter.step(): ...`."""
+        from freezeasguard.costs import Meter
+
+        return Meter(self.device)
 
     @cached_property
     def data(self) -> CaseData:

@@ -32,6 +32,7 @@ from freezeasguard.settings.blocks import (
     Several,
     Workers,
 )
+from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.methods import IMMA, UCE
 from freezeasguard.settings.names import HUB_ID, ClassName, Commit, HubId, LocalPath, Name, Sha256
@@ -324,6 +325,7 @@ class Params(Block):
     workers: Workers
     """Processes side by side on a CPU: the two sides of a cell, or the seeds of a mask."""
     device: Device = "auto"
+    compute: Compute = Compute()
     allow_explicit: bool = False
     """Nothing explicit is fetched, read or rendered unless this is true."""
     domains: dict[Name, Domain]

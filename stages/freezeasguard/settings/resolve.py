@@ -21,6 +21,7 @@ from freezeasguard.reading import read_json
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.blocks import Block, Seed
 from freezeasguard.settings.code import REPORTS, code_of
+from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.mask import Mask
 from freezeasguard.settings.methods import IMMA, UCE
 from freezeasguard.settings.params import Caption, Domain, Params, Score
@@ -53,6 +54,7 @@ class SurveySettings(Block):
 
 class EncodeSettings(Block):
     seed: Seed
+    compute: Compute = Compute()
     roles: str
     illegal: int | list[str]
     legal: int | list[str]
@@ -60,12 +62,14 @@ class EncodeSettings(Block):
 
 class ReferenceSettings(Block):
     seed: Seed
+    compute: Compute = Compute()
     scores: list[str]
     score: Score
 
 
 class RelearnSettings(Block):
     seed: Seed
+    compute: Compute = Compute()
     users: str
     """joint or per_side, as the masks' preset simulates them."""
     finetuning: Finetuning
@@ -73,6 +77,7 @@ class RelearnSettings(Block):
 
 class ProtectSettings(Block):
     seed: Seed
+    compute: Compute = Compute()
     arm: str
     rho: float
     mask: Mask | None = None
@@ -86,16 +91,19 @@ class ProtectSettings(Block):
 
 class AdaptSettings(Block):
     seed: Seed
+    compute: Compute = Compute()
     finetuning: Adapt
 
 
 class GenerateSettings(Block):
     seed: Seed
+    compute: Compute = Compute()
     generate: Generate
 
 
 class ScoreSettings(Block):
     seed: Seed
+    compute: Compute = Compute()
     arms: list[str]
     scores: list[str]
     score: Score
@@ -120,7 +128,7 @@ def protect_settings(params: Params, case: str, arm: Arm) -> ProtectSettings:
     elif block:
         own["own"] = params.methods.get(block, {})
     seed = 0 if arm.method in ("full", "uce", "uce_b") else params.seed  # nothing is drawn
-    return ProtectSettings(seed=seed, arm=arm.name, rho=arm.rho(params.rho), **own)
+    return ProtectSettings(seed=seed, compute=params.compute, arm=arm.name, rho=arm.rho(params.rho), **own)
 
 
 Modules = tuple[str, ...]
@@ -128,7 +136,7 @@ Modules = tuple[str, ...]
 
 def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
     """(file name without suffix, settings, the modules that they name) of every stage that takes any."""
-    seed = params.seed
+    seed, compute = params.seed, params.compute
     for name, model in params.models.items():
         yield f"fetch/{name}", model, ()
     for name, domain in params.domains.items():
@@ -142,17 +150,29 @@ def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
         scores = list(params.domain_of(name).score_names())
         of_scores = tuple(sorted({type(SCORES[score]).__module__ for score in scores}))
         sides = {"illegal": case.illegal, "legal": case.legal}
-        yield f"encode/{name}", EncodeSettings(seed=seed, roles=params.roles, **sides), ()
-        yield f"reference/{name}", ReferenceSettings(seed=seed, scores=scores, score=params.score), of_scores
-        relearn = RelearnSettings(seed=seed, users=params.mask.users, finetuning=params.relearn)
+        yield f"encode/{name}", EncodeSettings(seed=seed, compute=compute, roles=params.roles, **sides), ()
+        yield (
+            f"reference/{name}",
+            ReferenceSettings(seed=seed, compute=compute, scores=scores, score=params.score),
+            of_scores,
+        )
+        relearn = RelearnSettings(seed=seed, compute=compute, users=params.mask.users, finetuning=params.relearn)
         yield f"relearn/{name}", relearn, (ATTACKERS[COMPLIANT],)
-        yield f"generate/{name}", GenerateSettings(seed=seed, generate=params.generate), ()
-        yield f"score/{name}", ScoreSettings(seed=seed, arms=case.arms, scores=scores, score=params.score), of_scores
+        yield f"generate/{name}", GenerateSettings(seed=seed, compute=compute, generate=params.generate), ()
+        yield (
+            f"score/{name}",
+            ScoreSettings(seed=seed, compute=compute, arms=case.arms, scores=scores, score=params.score),
+            of_scores,
+        )
     for case, arm in params.protected:
         yield f"protect/{case}-{arm.name}", protect_settings(params, case, arm), (arm.kind.import_path,)
     for case, arm in params.cells:
         block = params.adapt_block(case, arm)
-        yield f"adapt/{case}-{arm.name}", AdaptSettings(seed=seed, finetuning=block), (ATTACKERS[block.attacker],)
+        yield (
+            f"adapt/{case}-{arm.name}",
+            AdaptSettings(seed=seed, compute=compute, finetuning=block),
+            (ATTACKERS[block.attacker],),
+        )
 
 
 def write_settings(params: Params, out: Path = SETTINGS) -> int:
