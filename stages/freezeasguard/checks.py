@@ -106,7 +106,7 @@ def _weights(score: Score, settings: ScoreBlock) -> str:
     except ImportError as error:
         raise FreezeAsGuardError(f"it needs a package that is missing ({error}); install it") from None
     missing = [str(path) for path in files if not path.is_file()]
-    if missing or not files:
+    if missing or (score.has_weights and not files):
         where = ", ".join(missing) or "its folder (see README, Scores)"
         raise FreezeAsGuardError(f"its weights are missing: {where}; put them there, or leave the score out")
     return ""

@@ -44,6 +44,7 @@ LOOKS = {
     "fid": "inception",
     "kid": "inception",
     "clip_tiny": "clip_tiny",
+    "ssim": "ssim",
     "clip": "clip",
     "topiq": "topiq",
     "lpips": "lpips",
@@ -154,7 +155,7 @@ def test_every_image_is_scored_by_its_own_network(tmp_path: Path, data: CaseData
     for name in ("clip", "clip_tiny"):
         texts = np.stack([text(LOOKS[name], caption) for caption in table["caption"]])
         expected[name] = 100 * cosine(seen(LOOKS[name], "embedding", own), texts)
-    for name in ("topiq", "lpips"):
+    for name in ("ssim", "topiq", "lpips"):
         expected[name] = (seen(LOOKS[name], "one", own) - seen(LOOKS[name], "other", real)).sum(1)
     assert expected.keys() == {name for name, score in SCORES.items() if score.an_image}
     for name, values in expected.items():
@@ -236,7 +237,7 @@ def test_calibration_reads_each_side_by_its_own_network(
 ) -> None:
     _, reference, extractors = scored(tmp_path, data, networks)
     lines = calibration(data, reference, list(SCORES), extractors, SEED)
-    assert lines.keys() == SCORES.keys() - {"kid", "topiq", "lpips"}
+    assert lines.keys() == SCORES.keys() - {"kid", "ssim", "topiq", "lpips"}
     for side in ("illegal", "legal"):
         rows = real_rows(data, side)
         own = np.stack([read(tmp_path / "raw" / path) for path in rows["path"]])

@@ -81,6 +81,8 @@ class Score(ABC):
     """Whether it reads something on real images that its values can be held against."""
     in_notes: bool = True
     """Whether a table's notes say what that is."""
+    has_weights: bool = True
+    """Whether it rests on a network at all."""
     auc_tells: str = ""
     """What its AUC on real images is of telling apart; none is computed where this is empty."""
 

@@ -17,6 +17,7 @@ from freezeasguard.scores.inception import FID, KID
 from freezeasguard.scores.nudenet import NudeNet, NudeNetFaces, NudeNetFacesRate, NudeNetRate
 from freezeasguard.scores.pairs import LPIPS, TOPIQ
 from freezeasguard.scores.recogniser import RecogniserDistance
+from freezeasguard.scores.ssim import SSIM
 from freezeasguard.sides import ROLES, SIDES
 
 
@@ -46,6 +47,7 @@ SCORES: dict[str, Score] = by_name(
         Dlib(),
         EfficientNetDistance(),
         TinyClip(),
+        SSIM(),
         # The paper's own.
         Facenet512(),
         Facenet(),
