@@ -106,16 +106,18 @@ def gates(
     only: Annotated[
         list[str] | None, typer.Option(help="Measure this group of gates again, and keep what it says.")
     ] = None,
+    model: Annotated[str, typer.Option(help="Of the family: tiny-1.4, tiny-1.5, tiny-2.1.")] = "tiny-1.5",
 ) -> None:
-    """Print the quality gates of the shipped miniature model."""
+    """Print the quality gates of a shipped miniature model."""
     from freezeasguard.miniature.gates import MODEL, SCORERS, format_gates, merge_gates, read_gates, write_gates
 
+    folder = MODEL.with_name(model)
     if only:
         from freezeasguard.miniature.measure import measure_gates
 
-        kept = read_gates()  # where there is nothing to merge into, say so before measuring
-        write_gates(merge_gates(kept, measure_gates(MODEL, SCORERS, only)))
-    print(format_gates(read_gates()))
+        kept = read_gates(folder)  # where there is nothing to merge into, say so before measuring
+        write_gates(merge_gates(kept, measure_gates(folder, SCORERS, only)), folder)
+    print(format_gates(read_gates(folder)))
 
 
 def app() -> None:

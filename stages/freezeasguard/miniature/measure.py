@@ -18,6 +18,8 @@ GROUPS: dict[str, Callable[[Path, Path], list[Gate]]] = {
     "explicit": explicit_gates,
     "orl": orl_gates,
 }
+OF_UNET = ("prompts", "knowledge")
+"""What the models of the family differ in; the autoencoder and the scorers are one."""
 
 
 def measure_gates(model: Path, scorers: Path, only: Sequence[str] = ()) -> list[Gate]:
