@@ -44,8 +44,8 @@ class Variant:
 FAMILY = {
     "tiny-1.4": Variant(drawings=2500, photographs=1000),
     "tiny-2.1": Variant(
-        drawings=4500,
-        photographs=1500,
+        drawings=3500,
+        photographs=1000,
         prediction_type="v_prediction",
         text={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "hidden_act": "gelu"},
         unet={"cross_attention_dim": 128, "use_linear_projection": True, "attention_head_dim": (2, 4, 6, 6)},
