@@ -19,9 +19,10 @@ def project(folder: Path, n: int) -> Path:
     """n stages that sleep and write a line, each on its own."""
     folder.mkdir()
     (folder / "seed").write_text("0\n")
+    do = f"sleep {SLEEP_S} && echo ${{item}} > out-${{item}}"
     listed = "".join(f"    - s{i}\n" for i in range(n))
     (folder / "dvc.yaml").write_text(
-        f"stages:\n  cell:\n    foreach:\n{listed}    do:\n      cmd: sleep {SLEEP_S} && echo ${{item}} > out-${{item}}\n"
+        f"stages:\n  cell:\n    foreach:\n{listed}    do:\n      cmd: {do}\n"
         "      deps:\n      - seed\n      outs:\n      - out-${item}\n"
     )
     for command in (["git", "init", "-q"], [*DVC, "init", "-q"], [*DVC, "config", "core.analytics", "false"]):

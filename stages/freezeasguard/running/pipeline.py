@@ -35,6 +35,15 @@ class Command(NamedTuple):
     environment: dict[str, str]
 
 
+@contextmanager
+def told(name: str) -> Iterator[None]:
+    """What DVC refuses, in one line."""
+    try:
+        yield
+    except DvcException as error:
+        raise FreezeAsGuardError(f"{name}: {' '.join(str(error).split())}") from error
+
+
 class Pipeline:
     """The stages that `dvc repro TARGETS` would look at, in its order, and how each begins and ends."""
 
@@ -67,7 +76,7 @@ class Pipeline:
     def begin(self, name: str) -> Command | None:
         """What is to be run for the stage; None where nothing is: it did not change, or was in the run cache."""
         stage = self.stages[name]
-        with self._locked():
+        with self._locked(), told(name):
             if not stage.changed():
                 return None
             if stage.frozen or not stage.cmd:  # DVC only looks whether its outputs are there
@@ -87,17 +96,14 @@ class Pipeline:
     def end(self, name: str) -> None:
         """Keep what the stage's command has written: cache, run cache, dvc.lock."""
         self.release(name)
-        with self._locked():
+        with self._locked(), told(name):
             self._keep(self.stages[name])
 
     def _keep(self, stage: Any) -> None:
         """As `dvc.stage.Stage.run` does after the command."""
         uncached = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
-        try:
-            stage.save(run_cache=not uncached)
-            stage.commit()
-        except DvcException as error:
-            raise FreezeAsGuardError(f"{stage.addressing}: {' '.join(str(error).split())}") from error
+        stage.save(run_cache=not uncached)
+        stage.commit()
         stage.dump(update_pipeline=False)
 
     def _command(self, stage: Any) -> Command:
@@ -113,10 +119,7 @@ class Pipeline:
         write = [item.fs_path for item in stage.outs]
         hardlink = self.repo.config["core"].get("hardlink_lock", False)
         lock = rwlock(self.repo.tmp_dir, self.repo.fs, f"freezeasguard run {name}", read, write, hardlink)
-        try:
-            stack.enter_context(lock)
-        except LockError as error:
-            raise FreezeAsGuardError(f"{name}: {' '.join(str(error).split())}") from error
+        stack.enter_context(lock)
         self._held[name] = stack
 
     def release(self, name: str) -> None:
