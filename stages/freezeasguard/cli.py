@@ -64,6 +64,25 @@ def check(
 
 
 @cli.command()
+def run(
+    targets: Annotated[list[str] | None, typer.Argument(help="Stages, as `dvc repro` takes them; none: all.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Stages at once on a node; the executor says otherwise.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="local, gpus, slurm, or a YAML file of your own.")] = "local",
+) -> None:
+    """Run what `dvc repro` would run, stages side by side, on this machine or a cluster (Parsl)."""
+    from freezeasguard.running.run import run_stages
+
+    outcome = run_stages(Path(), targets or [], executor, jobs)
+    print(f"{len(outcome.ran)} stages ran, {len(outcome.kept)} were as they are to be")
+    if outcome.failed:
+        lines = [f"{name}: {why} (see .dvc/tmp/freezeasguard/logs/{name}.log)" for name, why in outcome.failed.items()]
+        lines += [f"{name} was left out: it stands on {other}" for name, other in outcome.left.items()]
+        raise FreezeAsGuardError("\n".join(["some stages failed", *lines]))
+
+
+@cli.command()
 def collect() -> None:
     """Gather the cells of all DVC experiments into reports/study/cells.csv, and average them into tables."""
     from freezeasguard.reports.collect import collect_cells
