@@ -83,8 +83,8 @@ FAULTS = [
     Fault(
         "generate: the other side's model",
         "models/generate.py",
-        "load_adapted(model, adapted, side)",
-        f"load_adapted(model, adapted, {OTHER})",
+        "load_adapted(model, adapted, user)",
+        "load_adapted(model, adapted, SIDES[1 - SIDES.index(user)])",
         "test_generate.py",
     ),
     Fault("vertical flip", "models/encode.py", "images.flip(3)", "images.flip(2)", "test_encode.py"),

@@ -116,8 +116,8 @@ def test_a_case_is_encoded_with_the_sides_of_its_roles(
     table = table.assign(subject="", path=[f"{i}.png" for i in range(5)], caption="", sha256=table.index)
     table.to_csv(tmp_path / "split.csv", index=False)
     for name, fake in {
-        "load_vae": lambda _: None,
-        "load_text": lambda _: (None, None),
+        "load_vae": lambda _: torch.nn.Identity(),
+        "load_text": lambda _: (None, torch.nn.Identity()),
         "tokenize": lambda _, captions: (captions, 0),
         "read_images": lambda paths: torch.tensor([[[[float(path.stem)]]] for path in paths]),
         "encode_images": lambda _, images: images,

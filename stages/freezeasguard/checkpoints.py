@@ -76,13 +76,6 @@ class Pieces:
             self.clear()
             write_json(path / self.MARK, mark)
 
-    def hand_over(self, folder: Path) -> None:
-        """Put the files into `folder`, under the paths that they have here; until `clear` they are in both places."""
-        for file in sorted(self.path.rglob("*")):
-            name = file.relative_to(self.path)
-            if file.is_file() and str(name) != self.MARK:
-                link_or_copy(file, folder / name)
-
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
