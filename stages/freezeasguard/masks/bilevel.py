@@ -6,8 +6,8 @@ names; see `simulated_user` for what of the weights lives in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +16,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.mask import hard_mask, logit_gradients, project_to_ratio, soft_mask, sparsity_gradient
-from freezeasguard.masks.simulated_user import GradientStream, SimulatedUser
+from freezeasguard.masks.mask import (
+    CHUNK,
+    chunkwise,
+    hard_mask,
+    logit_gradients,
+    project_to_ratio,
+    soft_mask,
+    sparsity_gradient,
+)
+from freezeasguard.masks.simulated_user import GradientStream, SimulatedUser, exchange
 from freezeasguard.models.batches import Batch, draw_batch, finite_loss
+from freezeasguard.models.computing import autocast, configure, prepare
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, named_tensors
 from freezeasguard.models.granularity import check_freeze_ratio, n_units, split_units, spread_over_weights, top_units
 from freezeasguard.models.latents import LatentSet
+from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import SIDES
 
@@ -52,9 +62,8 @@ class MaskHistory:
     def record(self, side: str, alignments: Tensor, loss: float, path_sum: float = 0.0) -> None:
         self.loss[side].append(loss)
         self.path_sum[side].append(path_sum)
-        zero = torch.zeros_like(alignments)
-        self.signal_sum[side] = self.signal_sum.get(side, zero) + alignments
-        self.size_sum[side] = self.size_sum.get(side, zero) + alignments.abs()
+        for sums, values in ((self.signal_sum, alignments.cpu()), (self.size_sum, alignments.abs().cpu())):
+            sums.setdefault(side, torch.zeros_like(values)).add_(values)
 
     def mean_signal(self, side: str) -> Tensor:
         """Mean <g_i, delta_i> [N] over mask steps."""
@@ -98,14 +107,21 @@ class LearnedMask:
         return top_units(self.initial_logits, rho)
 
 
-def initial_logits(n: int, config: Mask, rho: float, generator: torch.Generator) -> Tensor:
-    """The random start [n] (METHOD, reading 1)."""
+def units_device(granularity: str, device: torch.device | str) -> torch.device:
+    """Where logits and signals live: those of tensors, numbers to Python, on the host; others beside the weights."""
+    return torch.device("cpu" if granularity == "tensor" else device)
+
+
+def initial_logits(
+    n: int, config: Mask, rho: float, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The random start [n] (METHOD, reading 1), float32; drawn on the CPU, whatever the device."""
     if config.logits_init == "negative":  # m = sigmoid(w / 0.2) below 0.0067 (paper, section 3.3)
-        logits = -1 - torch.rand(n, generator=generator)
+        logits = -1 - torch.rand(n, generator=generator).to(device)
     elif config.logits_init == "uniform":  # m in 0.5..0.993 (authors' code)
-        logits = torch.rand(n, generator=generator)
+        logits = torch.rand(n, generator=generator).to(device)
     elif config.logits_init == "ratio":
-        noise = 1e-5 * config.temperature * torch.randn(n, generator=generator)
+        noise = 1e-5 * config.temperature * torch.randn(n, generator=generator).to(device)
         logits = project_to_ratio(noise, config.temperature, rho)
     else:
         raise FreezeAsGuardError(f"mask.logits_init is {config.logits_init!r}; use negative, uniform or ratio")
@@ -137,7 +153,8 @@ class MaskOptimizer:
     def step(self, logits: Tensor, task: Tensor) -> Tensor:
         """New logits [N] from the task alignments [N] = -lambda_1 illegal + lambda_2 legal."""
         c = self.config
-        new = logits - self._task_step(logit_gradients(task, logits, c.temperature, c.derivative))
+        gradient = chunkwise(lambda *part: logit_gradients(*part, c.temperature, c.derivative), task, logits)
+        new = logits - self._task_step(gradient)
         if c.sparsity == "penalty":
             new = new - sparsity_gradient(logits, c.temperature, self.rho, c.sparsity_weight, c.derivative)
         else:
@@ -165,6 +182,7 @@ class MaskLearner:
         config: Mask,
         rho: float,
         generator: torch.Generator,
+        compute: Compute | None = None,
     ) -> None:
         """`finetuned` holds theta_ft by the sides its user trained on: one entry, or one a side."""
         check_freeze_ratio(rho)
@@ -183,8 +201,13 @@ class MaskLearner:
         self.names = tuple(sorted(self.parameters))
         self.shapes = {name: tuple(self.parameters[name].shape) for name in self.names}
         self.n_units = {name: n_units(shape, config.granularity) for name, shape in self.shapes.items()}
-        self.logits = initial_logits(sum(self.n_units.values()), config, rho, generator)
-        self.initial_logits = self.logits.clone()
+        self.compute = compute or Compute()
+        self.device = next(iter(self.parameters.values())).device
+        configure(self.compute, self.device.type)
+        prepare(unet, self.compute)
+        where = units_device(config.granularity, self.device)
+        self.logits = initial_logits(sum(self.n_units.values()), config, rho, generator, where)
+        self.initial_logits = self.logits.cpu().clone()
         self.optimizer = MaskOptimizer(config, rho)
         self.history = MaskHistory()
         self.weights = side_weights(config, {side: len(data[side]) for side in SIDES})
@@ -192,12 +215,26 @@ class MaskLearner:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        pretrained = {name: p.detach() for name, p in self.parameters.items()}
-        mask = self.by_name(self.mask)
-        self.users = [SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype) for sides in expected]
-        del pretrained
+        self.users = self._start_users(expected, finetuned)
+        self._awake = {"weights": self.users[0], "moments": self.users[0]}
         self._wear(self.users[0])  # frees theta_pre: mixed and delta hold all there is to know
+
+    def _start_users(
+        self, expected: Sequence[tuple[str, ...]], finetuned: Mapping[tuple[str, ...], Mapping[str, Tensor]]
+    ) -> list[SimulatedUser]:
+        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        pretrained, mask = {name: p.detach() for name, p in self.parameters.items()}, self.by_name(self.mask)
+        users = []
+        for sides in expected:
+            if rests := bool(users) and self.compute.users_on_host:
+                pretrained = {name: tensor.cpu() for name, tensor in pretrained.items()}
+            user = SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype)
+            if rests and self.device.type == "cuda":
+                user.pin()
+            if self.compute.users_on_host and self.config.user_optimizer == "adamw":
+                user.start_moments()
+            users.append(user)
+        return users
 
     @property
     def mask(self) -> Tensor:
@@ -210,12 +247,25 @@ class MaskLearner:
         parts = split_units(values.float(), self.shapes, self.config.granularity)
         return {n: spread_over_weights(part, self.shapes[n], self.config.granularity) for n, part in parts.items()}
 
+    def _exactly(self, function: Callable[..., Tensor], *masks: Tensor) -> dict[str, Any]:
+        """`by_name` of a function of masks [N] that is computed in float64."""
+        if self.config.granularity == "tensor":
+            return self.by_name(function(*(mask.double() for mask in masks)))
+        return self.by_name(chunkwise(lambda *parts: function(*(p.double() for p in parts)).float(), *masks))
+
     def _draw(self, sides: Sequence[str], n: int, like: Batch | None = None) -> Batch:
         """n images a side."""
-        device = next(iter(self.parameters.values())).device
-        return draw_batch([self.data[side] for side in sides], n, self.schedule, self.generator, device, like=like)
+        sets = [self.data[side] for side in sides]
+        return draw_batch(sets, n, self.schedule, self.generator, self.device, like=like)
+
+    def _wake(self, user: SimulatedUser, what: str) -> None:
+        """The user's weights, or their moments, onto the device; another's go to the host, where one rests there."""
+        other, self._awake[what] = self._awake[what], user
+        if self.compute.users_on_host and other is not user:
+            exchange(*([u.mixed, u.delta] if what == "weights" else u.moments for u in (other, user)))
 
     def _wear(self, user: SimulatedUser) -> None:
+        self._wake(user, "weights")
         for name, parameter in self.parameters.items():
             parameter.data = user.mixed[name]
 
@@ -230,29 +280,43 @@ class MaskLearner:
         if point is None:
             yield
             return
-        m = self.mask.double()
-        there = point - m if self.config.signal != "user_path" else point * (1 - m)
-        user.move_mask(self.names, list(self.by_name(there).values()))
+
+
+        def there(m: Tensor) -> Tensor:
+            return point - m if self.config.signal != "user_path" else point * (1 - m)
+
+        user.move_mask(self.names, list(self._exactly(there, self.mask).values()))
         yield
-        user.move_mask(self.names, list(self.by_name(-there).values()))
+        user.move_mask(self.names, list(self._exactly(lambda m: -there(m), self.mask).values()))
+
+    def _losses(self, batch: Batch, n_sides: int = 1) -> Iterator[Tensor]:
+        """Each micro-batch's part of the sides' mean losses [n_sides]; they add up to the batch's."""
+        for part, share in micro_batches(batch, self.compute.micro_batch_size, n_sides):
+            with autocast(self.compute, self.device.type):
+                losses = denoising_loss(self.unet, self.schedule, *part)
+            yield losses.view(n_sides, -1).mean(1) * share
 
     def user_step(self, user: SimulatedUser) -> float:
         """Lower level: the user descends on its sides' losses (Eq. 7), through Eq. 9 and 10."""
         trainable = self.by_name(1 - self.mask)
         self._wear(user)
+        self._wake(user, "moments")
         user.n_steps += 1
         move, lr = (user.adamw_update if self.config.user_optimizer == "adamw" else user.user_update), self.user_lr
 
         def update(names: list[str], gradients: list[Tensor]) -> None:
             move(names, gradients, [trainable[n] for n in names], lr)
 
-        half = max(1, self.config.batch_size // 2)
-        with GradientStream(self.parameters, update):
-            batch = self._draw(user.sides, half)
-            losses = denoising_loss(self.unet, self.schedule, *batch).view(len(user.sides), half).mean(1)
+        batch = self._draw(user.sides, max(1, self.config.batch_size // 2))
+        n_parts = len(micro_batches(batch, self.compute.micro_batch_size, len(user.sides)))
+        total = 0.0
+        for i, losses in enumerate(self._losses(batch, len(user.sides)), 1):
             loss = losses.sum() if self.config.lower_loss == "sum" else losses.mean()
-            loss.backward()
-        return finite_loss(float(loss.detach()), "the simulated user", f"step {user.n_steps}", USER_REMEDY)
+            # AdamW wants the whole batch's gradient: until the last part comes, autograd sums them in .grad.
+            with GradientStream(self.parameters, update) if i == n_parts else nullcontext():
+                loss.backward()
+            total += float(loss.detach())
+        return finite_loss(total, "the simulated user", f"step {user.n_steps}", USER_REMEDY)
 
     def side_alignments(
         self, side: str, batch: Batch, points: Sequence[float | None] = (None,)
@@ -262,21 +326,24 @@ class MaskLearner:
         The means of both over `points`: the point a of the path, or None for the mixed weights.
         """
         user = next(user for user in self.users if side in user.sides)
-        alignments = torch.zeros(len(self.logits))
+        alignments = torch.zeros_like(self.logits)
         parts = split_units(alignments, self.shapes, self.config.granularity)
         losses: list[float] = []
 
         def align(names: list[str], gradients: list[Tensor]) -> None:
-            found = user.alignments(names, gradients, self.config.granularity).float().cpu()
+            found = user.alignments(names, gradients, self.config.granularity).float().to(alignments.device)
             for name, part in zip(names, found.split([self.n_units[n] for n in names]), strict=True):
                 parts[name] += part / len(points)
 
         for point in points:
-            with self._at(user, point), GradientStream(self.parameters, align):
-                loss = denoising_loss(self.unet, self.schedule, *batch).mean()
-                loss.backward()
+            with self._at(user, point), GradientStream(self.parameters, align) as stream:
+                total = 0.0
+                for (loss,) in self._losses(batch):
+                    loss.backward()
+                    stream.flush()  # alignments are linear in the gradient: those of the parts add up
+                    total += float(loss.detach())
             when = f"mask step {len(self.history.loss[side])}"
-            losses.append(finite_loss(float(loss.detach()), f"the {side} side", when, USER_REMEDY))
+            losses.append(finite_loss(total, f"the {side} side", when, USER_REMEDY))
         if not alignments.isfinite().all():
             raise FreezeAsGuardError(f"the {side} side's signals are not finite; {USER_REMEDY}")
         return alignments, sum(losses) / len(points)
@@ -293,8 +360,9 @@ class MaskLearner:
 
     def path_sum(self, alignments: Tensor) -> float:
         """The alignments [N] with the whole way from one end of the path to the other, added up."""
-        way = 1 - self.mask if self.config.signal == "user_path" else torch.ones(())
-        return float((way * alignments).double().sum())
+        along = self.config.signal == "user_path"
+        parts = zip(self.mask.split(CHUNK), alignments.split(CHUNK), strict=True)
+        return sum(float(((1 - m if along else 1) * a).double().sum()) for m, a in parts)
 
     def task_signals(self) -> dict[str, Tensor]:
         """The alignments [N] of each side on fresh batches, on one scale where `normalise` says so."""
@@ -314,14 +382,15 @@ class MaskLearner:
     def mask_step(self) -> None:
         """Upper level: descend on -lambda_1 L_illegal + lambda_2 L_legal (Eq. 5) and the sparsity term."""
         signals = self.task_signals()
-        task = self.weights["legal"] * signals["legal"] - self.weights["illegal"] * signals["illegal"]
+        task = signals["legal"].mul_(self.weights["legal"]).sub_(signals["illegal"].mul_(self.weights["illegal"]))
         before = self.mask
         self.logits = self.optimizer.step(self.logits, task)
         if not self.logits.isfinite().all():
             raise FreezeAsGuardError("the mask's logits are not finite; lower mask.mask_lr, or raise mask.temperature")
         after = self.mask
-        change = list(self.by_name(after.double() - before.double()).values())
-        for user in self.users:
+        change = list(self._exactly(torch.sub, after, before).values())
+        for user in sorted(self.users, key=lambda user: user is not self._awake["weights"]):
+            self._wear(user)
             user.move_mask(self.names, change)
         self.history.mean_mask.append(float(after.mean()))
         self.history.saturated.append(float(((after < 0.01) | (after > 0.99)).float().mean()))
@@ -350,7 +419,7 @@ class MaskLearner:
         ends = []
         for end in (1.0, 0.0):
             with self._at(user, end), torch.no_grad():
-                ends.append(float(denoising_loss(self.unet, self.schedule, *batch).mean()))
+                ends.append(sum(float(loss) for (loss,) in self._losses(batch)))
         return {"path_sum": self.path_sum(alignments), "loss_pretrained": ends[0], "loss_finetuned": ends[1]}
 
     def learn(self, description: str = "learning the mask") -> LearnedMask:
@@ -377,20 +446,25 @@ class MaskLearner:
         )
 
     def _learned(self, logits: Tensor) -> LearnedMask:
-        return LearnedMask(self.shapes, self.config.granularity, logits, self.initial_logits, self.history)
+        return LearnedMask(self.shapes, self.config.granularity, logits.cpu(), self.initial_logits, self.history)
 
 
 def learn_without_signal(
-    shapes: Mapping[str, Sequence[int]], config: Mask, rho: float, generator: torch.Generator
+    shapes: Mapping[str, Sequence[int]],
+    config: Mask,
+    rho: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
 ) -> LearnedMask:
     """The same run with its task signal zeroed: initial logits and sparsity force alone.
 
     A learned mask that equals this one learned nothing. No network is needed, so it costs nothing.
     """
     sizes = {name: tuple(shape) for name, shape in shapes.items()}
-    start = initial_logits(sum(n_units(s, config.granularity) for s in sizes.values()), config, rho, generator)
+    n, where = sum(n_units(s, config.granularity) for s in sizes.values()), units_device(config.granularity, device)
+    start = initial_logits(n, config, rho, generator, where)
     optimizer = MaskOptimizer(config, rho)
     logits = start
     for _ in range(config.mask_steps):
-        logits = optimizer.step(logits, torch.zeros(len(start)))
-    return LearnedMask(sizes, config.granularity, logits, start, MaskHistory())
+        logits = optimizer.step(logits, torch.zeros_like(start))
+    return LearnedMask(sizes, config.granularity, logits.cpu(), start.cpu(), MaskHistory())
