@@ -170,6 +170,17 @@ def side_weights(config: Mask, n_images: Mapping[str, int]) -> dict[str, float]:
     return {side: n_images[side] / total for side in SIDES}
 
 
+def micro_batches(batch: Batch, size: int | None, n_sides: int = 1) -> list[tuple[Batch, float]]:
+    """A batch of equally many images a side in parts of `size` images, likewise; each with its share of the batch."""
+    n = len(batch.latents) // n_sides
+    step = n if size is None else min(n, max(1, size // n_sides))
+    if step == n:
+        return [(batch, 1.0)]
+    split = [tensor.unflatten(0, (n_sides, n)).split(step, 1) for tensor in batch]
+    parts = [Batch(*(part.flatten(0, 1) for part in parts)) for parts in zip(*split, strict=True)]
+    return [(part, len(part.latents) / (n_sides * n)) for part in parts]
+
+
 class MaskLearner:
     """The state of Algorithm 1 and its two moves, `user_step` and `mask_step`."""
 
@@ -280,7 +291,6 @@ class MaskLearner:
         if point is None:
             yield
             return
-
 
         def there(m: Tensor) -> Tensor:
             return point - m if self.config.signal != "user_path" else point * (1 - m)

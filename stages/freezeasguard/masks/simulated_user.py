@@ -65,12 +65,13 @@ class GradientStream:
             self._held += gradient.nbytes
             self.peak_bytes = max(self.peak_bytes, self._held)
             if self._held >= self._bucket_bytes:
-                self._flush()
+                self.flush()
 
         return take
 
     @torch.no_grad()
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand over what is held: the gradients of one backward pass must not meet the next one's."""
         if self._bucket:
             self._consume(list(self._bucket), list(self._bucket.values()))
         self._bucket = {}
@@ -80,7 +81,7 @@ class GradientStream:
         for handle in self._handles:
             handle.remove()
         if error_type is None:
-            self._flush()
+            self.flush()
 
 
 def _beside(factors: Factors, tensors: Sequence[Tensor]) -> list[Any]:
