@@ -11,7 +11,9 @@ def main(case: Case, arm: AnArm, model: Model) -> None:
     settings = read_settings(AdaptSettings, f"adapt/{case}-{arm}")
     protected = DATA / "protected" / case / Arm.parse(arm).protected.name
     data, out = CaseData.load(DATA / "latents" / case), DATA / "adapted" / case / arm
-    adapt_cell(settings, DATA / "fetched" / model, protected, data, out, f"{case}-{arm}", **machine()._asdict())
+    costs = DATA / "costs" / "adapt" / f"{case}-{arm}.json"
+    how = {**machine()._asdict(), "costs": costs}
+    adapt_cell(settings, DATA / "fetched" / model, protected, data, out, f"{case}-{arm}", **how)
 
 
 if __name__ == "__main__":

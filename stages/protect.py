@@ -9,7 +9,7 @@ def main(case: Case, arm: AnArm, model: Model) -> None:
     settings = read_settings(ProtectSettings, f"protect/{case}-{arm}")
     folders = {"model": DATA / "fetched" / model, "latents": DATA / "latents" / case}
     inputs = Inputs(settings, **folders, finetuned=DATA / "finetuned" / case, **machine()._asdict())
-    protect_case(inputs, DATA / "protected" / case / arm)
+    protect_case(inputs, DATA / "protected" / case / arm, DATA / "costs" / "protect" / f"{case}-{arm}.json")
 
 
 if __name__ == "__main__":

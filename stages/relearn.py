@@ -10,7 +10,8 @@ def main(case: Case, model: Model) -> None:
     settings = read_settings(RelearnSettings, f"relearn/{case}")
     data = CaseData.load(DATA / "latents" / case)
     out, label = DATA / "finetuned" / case, f"{case}-relearn"
-    relearn_case(settings, DATA / "fetched" / model, data, out, label, **machine()._asdict())
+    how = {**machine()._asdict(), "costs": DATA / "costs" / "relearn" / f"{case}.json"}
+    relearn_case(settings, DATA / "fetched" / model, data, out, label, **how)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,12 @@ def one_thread_again() -> Iterator[None]:
     """Stages set their own number of threads: what a test runs must not slow the next, nor change its last digits."""
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("users.adapt", "models.generate", "models.encode"):
+        monkeypatch.setattr(f"freezeasguard.{module}.CHECKPOINTS", tmp_path / "checkpoints")
 
 
 class ToyDenoiser(torch.nn.Module):

@@ -83,8 +83,8 @@ FAULTS = [
     Fault(
         "generate: the other side's model",
         "models/generate.py",
-        "load_adapted(model, adapted, side)",
-        f"load_adapted(model, adapted, {OTHER})",
+        "load_adapted(model, adapted, user)",
+        "load_adapted(model, adapted, SIDES[1 - SIDES.index(user)])",
         "test_generate.py",
     ),
     Fault("vertical flip", "models/encode.py", "images.flip(3)", "images.flip(2)", "test_encode.py"),
@@ -94,14 +94,14 @@ FAULTS = [
     # --- checkpoints
     Fault(
         "a checkpoint is never taken up",
-        "users/training.py",
+        "checkpoints.py",
         'saved["state"] if known else None',
         "None",
         "test_training.py",
     ),
     Fault(
         "any checkpoint is taken up",
-        "users/training.py",
+        "checkpoints.py",
         'saved.get("identity") == self.identity',
         "True",
         "test_training.py",
@@ -114,7 +114,7 @@ FAULTS = [
             f'        "{key}": 0 and ',
             USERS,
         )
-        for key in ("seed", "model", "schedule", "edited", "mask", "data", "device", "settings")
+        for key in ("seed", "model", "schedule", "edited", "mask", "data", "device", "settings", "compute")
     ],
     # --- scores and reports
     Fault(

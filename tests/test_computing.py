@@ -16,7 +16,7 @@ from freezeasguard.models import computing
 from freezeasguard.models.batches import draw_batch
 from freezeasguard.models.computing import autocast, configure, prepare
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss
-from freezeasguard.settings.compute import Compute
+from freezeasguard.settings.compute import PLAIN, Compute
 
 CHECKPOINTED = Compute(gradient_checkpointing=True)
 LOW = Compute(precision="bfloat16")
@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def gradients(unet: Any, schedule: NoiseSchedule, compute: Compute = Compute(), n: int = 4) -> dict[str, Tensor]:
+def gradients(unet: Any, schedule: NoiseSchedule, compute: Compute = PLAIN, n: int = 4) -> dict[str, Tensor]:
     batch = draw_batch([random_latents(6, seed=0)], n, schedule, generator(), torch.device("cpu"))
     kind = next(unet.parameters()).dtype
     batch = batch._replace(**{key: getattr(batch, key).to(kind) for key in ("latents", "text", "noise")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def test_each_sides_images_are_of_its_own_model_and_prompts(tmp_path: Path, monk
     for side, bias in {"illegal": -1.0, "legal": 1.0}.items():
         save_file({"bias": torch.full((4,), bias)}, tmp_path / f"{side}.safetensors")
 
-    def draw(unet: Any, _: None, noise: torch.Tensor, prompts: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
+    def draw(unet: Any, _: Any, noise: torch.Tensor, prompts: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
         images = torch.zeros_like(noise)
         images[:, 0] = unet.bias[0].detach()
         images[:, 1] = prompts[:, 0, :, None]
@@ -98,8 +99,8 @@ def test_each_sides_images_are_of_its_own_model_and_prompts(tmp_path: Path, monk
     monkeypatch.setattr(protected, "load_unet", lambda _: ToyDenoiser())
     monkeypatch.setattr(generate, "sample", draw)
     monkeypatch.setattr(generate, "decode_latents", lambda _, latents: latents)
-    for name in ("load_scheduler", "load_vae"):
-        monkeypatch.setattr(generate, name, lambda _: None)
+    monkeypatch.setattr(generate, "load_scheduler", lambda _: SimpleNamespace(config={}))
+    monkeypatch.setattr(generate, "load_vae", lambda _: torch.nn.Identity())
     config = CONFIG.model_copy(update={"batch_size": 3})  # a batch of several prompts
     settings = GenerateSettings(seed=0, generate=config)
     generate.generate_cell(settings, Path(), tmp_path, data, tmp_path / "out", "cell", "cpu", 1)

@@ -48,7 +48,7 @@ def train_users(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Laten
 def test_users_adapt_on_the_adaptation_half_alone(data: CaseData, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never on a held-out image: its caption is a prompt that nobody trained on."""
     handed = train_users(adapt, monkeypatch)
-    settings: Any = SimpleNamespace(finetuning=None, seed=0)
+    settings: Any = SimpleNamespace(finetuning=SimpleNamespace(per_class=False), seed=0, compute=None)
     adapt.adapt_cell(settings, Path(), Path(), data, Path(), "label", "cpu", 1)
     assert {name: shown(given) for name, given in handed.items()} == {side: {(side, "adaptation")} for side in SIDES}
 
@@ -58,7 +58,7 @@ def test_simulated_users_learn_from_the_mask_learning_half_alone(
     users: str, data: CaseData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handed = train_users(relearn, monkeypatch)
-    settings: Any = SimpleNamespace(finetuning=None, seed=0, users=users)
+    settings: Any = SimpleNamespace(finetuning=None, seed=0, users=users, compute=None)
     relearn.relearn_case(settings, Path(), data, Path(), "label", "cpu", 1)
     each = {side: {(side, "mask_learning")} for side in SIDES}
     expected = each if users == "per_side" else {"joint": set.union(*each.values())}
@@ -116,8 +116,8 @@ def test_a_case_is_encoded_with_the_sides_of_its_roles(
     table = table.assign(subject="", path=[f"{i}.png" for i in range(5)], caption="", sha256=table.index)
     table.to_csv(tmp_path / "split.csv", index=False)
     for name, fake in {
-        "load_vae": lambda _: None,
-        "load_text": lambda _: (None, None),
+        "load_vae": lambda _: torch.nn.Identity(),
+        "load_text": lambda _: (None, torch.nn.Identity()),
         "tokenize": lambda _, captions: (captions, 0),
         "read_images": lambda paths: torch.tensor([[[[float(path.stem)]]] for path in paths]),
         "encode_images": lambda _, images: images,

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.computing import autocast
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, draw_noise
 from freezeasguard.models.latents import LatentSet
+from freezeasguard.settings.compute import PLAIN, Compute
 
 
 class Batch(NamedTuple):
@@ -52,11 +54,33 @@ def drawn_loss(
     generator: torch.Generator,
     *,
     flip: bool = True,
+    compute: Compute = PLAIN,
 ) -> Tensor:
-    """The mean denoising loss of a drawn batch at drawn timesteps and noise."""
+    """The mean denoising loss of a drawn batch at drawn timesteps and noise, as `accumulated_loss` computes it."""
     device = next(unet.parameters()).device
     batch = draw_batch([data], batch_size, schedule, generator, device, flip=flip)
-    return denoising_loss(unet, schedule, *batch).mean()
+    return accumulated_loss(unet, schedule, batch, compute)
+
+
+def accumulated_loss(
+    unet: torch.nn.Module, schedule: NoiseSchedule, batch: Batch, compute: Compute = PLAIN, *, sign: float = 1
+) -> Tensor:
+    """sign times the mean denoising loss of a batch, for one `backward`: that of its last micro batch.
+
+    The gradients of those before are in `.grad` by then, and no activation of theirs is left. Together they are the
+    whole batch's gradient, at the same draws.
+    """
+    n, total = len(batch.latents), torch.zeros((), device=batch.latents.device)
+    parts = zip(*(tensor.split(compute.micro_batch_size or n) for tensor in batch), strict=True)
+    loss: Tensor | None = None
+    for part in map(Batch._make, parts):
+        if loss is not None:
+            loss.backward()
+            total = total + loss.detach()
+        with autocast(compute, batch.latents.device):
+            loss = denoising_loss(unet, schedule, *part).mean() * (sign * len(part.latents) / n)
+    assert loss is not None
+    return loss + total
 
 
 def finite_loss(loss: float, who: str, when: str, remedy: str) -> float:

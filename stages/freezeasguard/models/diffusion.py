@@ -109,6 +109,15 @@ def stored_tensors(model: Path) -> dict[str, Tensor]:
 
 # --- encoding -----------------------------------------------------------------------------------
 
+PIXELS_AT_ONCE = 2**20
+"""Through the VAE, which keeps some 10 KB a pixel in float32: four images of 512 px take 10 GiB. Tiles, diffusers'
+other way to save memory, would show seams."""
+
+
+def _at_once(batch_size: int, pixels: int) -> int:
+    """How many images of so many pixels each go through the VAE together."""
+    return max(1, min(batch_size, PIXELS_AT_ONCE // pixels))
+
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: Tensor, batch_size: int = 8) -> Tensor:
@@ -121,7 +130,7 @@ def encode_images(vae: AutoencoderKL, images: Tensor, batch_size: int = 8) -> Te
     device = next(vae.parameters()).device
     parts = [
         vae.encode(batch.to(device)).latent_dist.mean.cpu()  # pyright: ignore[reportAttributeAccessIssue]
-        for batch in images.split(batch_size)
+        for batch in images.split(_at_once(batch_size, images[0, 0].numel()))
     ]
     return (torch.cat(parts) * vae.config["scaling_factor"]).contiguous()
 
@@ -131,7 +140,8 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor, batch_size: int = 8) -> 
     """Scaled latents [n, c, h/f, w/f] -> images [n, 3, h, w] in -1..1, or not finite where the VAE overflowed."""
     device = next(vae.parameters()).device
     scaled = latents / vae.config["scaling_factor"]
-    parts = [vae.decode(batch.to(device)).sample.cpu() for batch in scaled.split(batch_size)]  # pyright: ignore
+    n = _at_once(batch_size, latents[0, 0].numel() * 4 ** (len(vae.config["block_out_channels"]) - 1))
+    parts = [vae.decode(batch.to(device)).sample.cpu() for batch in scaled.split(n)]  # pyright: ignore
     images = torch.cat(parts)
     return images.clamp(-1, 1).where(images.isfinite(), torch.nan)  # the clamp alone would make infinite values white
 

@@ -3,36 +3,61 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from freezeasguard.checkpoints import CHECKPOINTS, Pieces
 from freezeasguard.data.split import assign_sides, read_split
-from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.models.diffusion import encode_images, encode_text, load_text, load_vae, tokenize
+from freezeasguard.files import folder_atomically, write_atomically, write_json
+from freezeasguard.models.computing import configure
+from freezeasguard.models.diffusion import (
+    encode_images,
+    encode_text,
+    load_text,
+    load_vae,
+    model_hash,
+    named_tensors,
+    tokenize,
+)
 from freezeasguard.models.images import read_images
+from freezeasguard.reading import read_tensors
 from freezeasguard.settings.resolve import EncodeSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CHUNK = 64
 THREADS = 2
 """However many cores there are: the VAE's latents differ in their last bits with the number of threads."""
 
 
-def encode_case(settings: EncodeSettings, model: Path, raw: Path, splits: Path, out: Path) -> None:
-    """Write latents (both flips), text embeddings, the empty prompt, and an index row an image."""
+def encode_case(settings: EncodeSettings, model: Path, raw: Path, splits: Path, out: Path, device: str = "cpu") -> None:
+    """Write latents (both flips), text embeddings, the empty prompt, and an index row an image.
+
+    Everything in float32 (see `models.computing`). A killed run goes on after its last whole chunk of images.
+    """
     table = read_split(splits)
     classes = sorted(set(table["class"]))
     sides = assign_sides(classes, settings.illegal, settings.legal, settings.seed, roles=settings.roles)
     table = table[table["class"].isin(sides)].reset_index(drop=True)
     index = table.assign(row=range(len(table)), side=[sides[c] for c in table["class"]])
     torch.set_num_threads(THREADS)
-    vae = load_vae(model)
-    latents = []
-    for start in tqdm(range(0, len(index), CHUNK), desc="encoding images"):
-        images = read_images(raw / path for path in index["path"].iloc[start : start + CHUNK])
-        latents.append(torch.stack([encode_images(vae, images), encode_images(vae, images.flip(3))], dim=1))
+    configure(settings.compute, device)
+    vae = load_vae(model).to(device)  # pyright: ignore[reportArgumentType]
+    pieces = Pieces(CHECKPOINTS / f"{out.name}-latents", chunks_identity(settings, vae, index, device))
+    files = [pieces.path / f"{start:06d}.safetensors" for start in range(0, len(index), CHUNK)]
+    for number, file in enumerate(tqdm(files, desc="encoding images")):
+        if not file.is_file():
+            images = read_images(raw / path for path in index["path"].iloc[number * CHUNK : (number + 1) * CHUNK])
+            both = torch.stack([encode_images(vae, images), encode_images(vae, images.flip(3))], dim=1)
+            with write_atomically(file) as temporary:
+                save_file({"latents": both}, temporary)
+    latents = [read_tensors(file, f"remove {pieces.path}", ["latents"])["latents"] for file in files]
     tokenizer, encoder = load_text(model)
+    encoder.to(device)  # pyright: ignore[reportArgumentType]
     ids, n_truncated = tokenize(tokenizer, [*index["caption"], ""])
     text = encode_text(encoder, ids)
     with folder_atomically(out) as temporary:
@@ -45,3 +70,15 @@ def encode_case(settings: EncodeSettings, model: Path, raw: Path, splits: Path, 
             temporary / "counts.json",
             {"captions_truncated": n_truncated, **{f"{side}/{part}": int(n) for (side, part), n in counts.items()}},
         )
+    pieces.clear()
+
+
+def chunks_identity(settings: EncodeSettings, vae: torch.nn.Module, index: pd.DataFrame, device: str) -> dict[str, Any]:
+    """All that the latents depend on."""
+    return {
+        "compute": settings.compute.model_dump(),
+        "vae": model_hash(named_tensors(vae)),
+        "images": index["sha256"].tolist(),
+        "device": torch.device(device).type,
+        "torch": torch.__version__,
+    }

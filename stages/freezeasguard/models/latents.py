@@ -62,14 +62,19 @@ class CaseData:
     empty_text: Tensor
     """[tokens, d]"""
 
-    def select(self, side: str, parts: Sequence[str]) -> LatentSet:
+    def select(self, side: str, parts: Sequence[str], class_name: str | None = None) -> LatentSet:
+        """The images of a side, or those of one of its classes."""
         import torch
 
-        rows = torch.tensor(self.rows(side, parts).index.to_numpy())
+        found = self.rows(side, parts)
+        rows = torch.tensor((found if class_name is None else found[found["class"] == class_name]).index.to_numpy())
         return LatentSet(self.latents[rows], self.text[rows])
 
     def rows(self, side: str, parts: Sequence[str]) -> pd.DataFrame:
         return self.index.loc[(self.index["side"] == side) & self.index["part"].isin(parts)]
+
+    def classes(self, side: str, parts: Sequence[str]) -> list[str]:
+        return sorted(set(self.rows(side, parts)["class"]))
 
     @classmethod
     def load(cls, folder: Path) -> CaseData:

@@ -231,9 +231,9 @@ def load_tensors(unet: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
         parameters[name].copy_(value)
 
 
-def load_adapted(model: Path, folder: Path, side: str) -> torch.nn.Module:
-    """The UNet as one side's user left it."""
-    path = folder / f"{side}.safetensors"
+def load_adapted(model: Path, folder: Path, user: str) -> torch.nn.Module:
+    """The UNet as one user left it: a side's, or the user of one of its classes (see `sides.user_name`)."""
+    path = folder / f"{user}.safetensors"
     remedy = f"run `dvc repro -f adapt@{folder.parent.name}-{folder.name}`"
     changed = read_tensors(path, remedy)
     unet = load_unet(model)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.computing import autocast
+from freezeasguard.settings.compute import PLAIN, Compute
 
 
 def image_seed(prompt: str, index: int, seed: int) -> int:
@@ -48,6 +50,7 @@ def sample(
     steps: int,
     guidance_scale: float,
     label: str = "sampling",
+    compute: Compute = PLAIN,
 ) -> Tensor:
     """Denoise a batch to latents [n, c, h, w], and stop where they are not finite.
 
@@ -64,7 +67,9 @@ def sample(
     context = torch.cat([empty_text.expand_as(text), text]) if guided else text
     for step, timestep in enumerate(scheduler.timesteps):
         inputs = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-        prediction = unet(inputs, timestep, context).sample
+        with autocast(compute, latents.device):
+            prediction = unet(inputs, timestep, context).sample
+        prediction = prediction.to(latents)  # the sampler's sums over steps stay in float32
         if guided:
             unconditional, conditional = prediction.chunk(2)
             prediction = unconditional + guidance_scale * (conditional - unconditional)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import write_json
 from freezeasguard.settings.resolve import ProtectSettings
 
 if TYPE_CHECKING:
@@ -69,11 +70,13 @@ class Inputs:
         return CaseData.load(self.latents)
 
 
-def protect_case(inputs: Inputs, out: Path) -> None:
-    """Fill the protected-model folder `out` by the arm's method (see `models.protected`)."""
+def protect_case(inputs: Inputs, out: Path, costs: Path | None = None) -> None:
+    """Fill the protected-model folder `out` by the arm's method (see `models.protected`), and say what it took."""
     from freezeasguard.models.protected import write_for
     from freezeasguard.workers import one_thread
 
     one_thread(inputs.device)
     method = import_module(inputs.arm.kind.import_path)
     write_for(inputs.tensors, out, method.protect(inputs))
+    if costs:  # of a method that trains: another has no meter
+        write_json(costs, {"protect": inputs.meter.record()} if "meter" in vars(inputs) else {})

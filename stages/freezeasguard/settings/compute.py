@@ -20,3 +20,7 @@ class Compute(Block):
     """Images that go through the UNet at once while training; a batch's gradients are accumulated. Null: the batch."""
     users_on_host: bool = False
     """Of mask learning: what a simulated user does not need in its own step waits in the host's memory."""
+
+
+PLAIN = Compute()
+"""float32, whole batches: what a caller gets who says nothing."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import shutil
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,27 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.checkpoints import CHECKPOINTS, Checkpoint, Pieces, digest, link_or_copy
+from freezeasguard.costs import Meter
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import folder_atomically, write_atomically, write_json
 from freezeasguard.models.batches import finite_loss, fixed_noise_loss
+from freezeasguard.models.computing import configure
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash, stored_tensors
 from freezeasguard.models.granularity import mask_digest
 from freezeasguard.models.latents import CaseData, LatentSet
 from freezeasguard.models.protected import Protected, read_protected
+from freezeasguard.reading import read_json
+from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.resolve import AdaptSettings
 from freezeasguard.settings.users import Finetuning
-from freezeasguard.sides import SIDES
+from freezeasguard.sides import SIDES, user_name
 from freezeasguard.users.registry import COMPLIANT, attacker
-from freezeasguard.users.training import Checkpoint, changed_tensors
+from freezeasguard.users.training import changed_tensors
 from freezeasguard.workers import run_side_by_side
 
-CHECKPOINTS = Path("data/checkpoints")
+COSTS = "costs.json"
+"""Of a user who waits for the others of the cell."""
 
 
 def run_identity(
@@ -35,6 +43,7 @@ def run_identity(
     protected: Protected,
     data: LatentSet,
     device: str,
+    compute: Compute = PLAIN,
 ) -> dict[str, Any]:
     """All that a user's run depends on: a checkpoint is taken up again where every entry agrees, and nowhere else.
 
@@ -42,21 +51,17 @@ def run_identity(
         tensors: the hash of the published UNet (see `model_hash`); device: of it the type alone counts.
     """
     return {
-        "settings": settings.model_dump(exclude={"checkpoint_steps"}),
+        "settings": settings.model_dump(exclude={"checkpoint_steps", "checkpoint_minutes"}),
+        "compute": compute.model_dump(),
         "seed": seed,
         "model": tensors,
-        "schedule": [schedule.prediction_type, _digest(schedule.alphas_cumprod)],
+        "schedule": [schedule.prediction_type, digest(schedule.alphas_cumprod)],
         "edited": model_hash(protected.edited),
         "mask": mask_digest(protected.frozen, protected.frozen_units, protected.granularity),
-        "data": [_digest(data.latents), _digest(data.text)],
+        "data": [digest(data.latents), digest(data.text)],
         "device": device.partition(":")[0],
         "torch": str(torch.__version__),  # a plain string: a checkpoint holds no other classes, or is not read back
     }
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    content = tensor.detach().cpu().contiguous()
-    return hashlib.sha256(f"{content.dtype}{tuple(content.shape)}".encode() + content.numpy().tobytes()).hexdigest()
 
 
 def adapt_and_save(
@@ -70,8 +75,16 @@ def adapt_and_save(
     seed: int,
     device: str,
     checkpoint_name: str,
+    compute: Compute = PLAIN,
+    wait: bool = False,
 ) -> None:
-    """Fine-tune the model as protected and write `name`.safetensors (changed tensors) and `name`.json."""
+    """Fine-tune the model as protected and write `name`.safetensors (changed tensors) and `name`.json.
+
+    Args:
+        wait: `out` is where users who have finished wait for the others of their cell: one who did the very same run
+            is left alone, and what the run cost is written beside it.
+    """
+    configure(compute, device)
     published = stored_tensors(model)
     unet = load_unet(model)
     protected = read_protected(protected_folder, unet) if protected_folder else Protected("full")
@@ -84,24 +97,34 @@ def adapt_and_save(
         protected=protected,
         data=data,
         device=device,
+        compute=compute,
     )
+    pieces = Pieces(out, identity) if wait else None
+    if pieces and (out / COSTS).is_file():  # the last file that a user writes
+        return
     checkpoint = Checkpoint(CHECKPOINTS / f"{checkpoint_name}.pt", identity)
-    how = {"checkpoint": checkpoint, "description": f"fine-tuning {checkpoint_name}"}
+    meter, description = Meter(device), f"fine-tuning {checkpoint_name}"
+    how = {"checkpoint": checkpoint, "compute": compute, "meter": meter, "description": description}
     attack = attacker(getattr(settings, "attacker", COMPLIANT))
     generator = torch.Generator().manual_seed(seed)
     losses = attack(unet, protected, schedule, data, settings, device, generator=generator, **how)
+    costs = meter.record()
     # Seeded apart from training, and alike for every arm.
     fixed = finite_loss(
         fixed_noise_loss(unet, schedule, data, torch.Generator().manual_seed(seed + 1)),
-        f"fine-tuning {checkpoint_name}",
+        description,
         "the end",
         "lower its lr (adapt.lr or relearn.lr)",
     )
     # Changes are told from the weights as published: an edited tensor counts as changed.
     changed = changed_tensors(unet.to("cpu"), published)
-    save_file(changed, out / f"{name}.safetensors")
+    stored = getattr(torch, getattr(settings, "store", "float32"))
+    with write_atomically(out / f"{name}.safetensors") as temporary:
+        save_file({key: tensor.to(stored) for key, tensor in changed.items()}, temporary)
     record = {"losses": losses, "fixed_noise_loss": fixed, "n_changed": len(changed), "n_images": len(data)}
     write_json(out / f"{name}.json", record)
+    if pieces:
+        write_json(out / COSTS, costs)
     checkpoint.clear()
 
 
@@ -114,10 +137,18 @@ def adapt_cell(
     label: str,
     device: str,
     workers: int,
+    costs: Path | None = None,
 ) -> None:
-    """The illegal and the legal user of a cell, each on the adaptation half of its side."""
-    sets = {side: data.select(side, ["adaptation"]) for side in SIDES}
-    train_users(settings.finetuning, settings.seed, model, protected, sets, out, label, device, workers)
+    """The illegal and the legal user of a cell, or those of every class, each on its own adaptation half."""
+    config, half = settings.finetuning, ["adaptation"]
+    sets: dict[str, LatentSet] = {}
+    for side in SIDES:
+        for name in data.classes(side, half) if config.per_class else [None]:
+            user = user_name(side, name)
+            if user in sets:
+                raise FreezeAsGuardError(f"two classes of the {side} side would be one user, {user}; rename one")
+            sets[user] = data.select(side, half, name)
+    train_users(config, settings.seed, model, protected, sets, out, label, device, workers, costs, settings.compute)
 
 
 def train_users(
@@ -130,12 +161,52 @@ def train_users(
     label: str,
     device: str,
     workers: int,
+    costs: Path | None = None,
+    compute: Compute = PLAIN,
 ) -> None:
-    """One user a set, side by side on a CPU; each leaves `out`/NAME.safetensors and .json."""
+    """One user a set, side by side on a CPU; each leaves `out`/NAME.safetensors and .json.
+
+    A user called SIDE/CLASS leaves its losses in SIDE.json, which holds the means of its classes and each one's own.
+    Users who have finished wait below data/checkpoints until all have. What each took is written to `costs`.
+    """
+    waiting = {name: CHECKPOINTS / f"{label}-{name.replace('/', '-')}" for name in sets}
+
+    def task(name: str) -> Callable[[], None]:
+        own = {"seed": seed, "device": device, "compute": compute, "checkpoint_name": waiting[name].name, "wait": True}
+        user = name.rpartition("/")[2]
+        return lambda: adapt_and_save(user, model, protected, sets[name], settings, waiting[name], **own)
+
+    run_side_by_side({name: task(name) for name in sets}, workers, device)
     with folder_atomically(out) as temporary:
+        records: dict[str, dict[str, Any]] = {}
+        for name, folder in waiting.items():
+            user = name.rpartition("/")[2]
+            link_or_copy(folder / f"{user}.safetensors", temporary / f"{name}.safetensors")
+            records[name] = read_json(folder / f"{user}.json", f"remove {folder}")
+        for name, record in by_side(records).items():
+            write_json(temporary / f"{name}.json", record)
+    if costs:
+        write_json(costs, {name: read_json(folder / COSTS, f"remove {folder}") for name, folder in waiting.items()})
+    for folder in waiting.values():
+        shutil.rmtree(folder)
 
-        def task(name: str) -> Callable[[], None]:
-            own = {"seed": seed, "device": device, "checkpoint_name": f"{label}-{name}"}
-            return lambda: adapt_and_save(name, model, protected, sets[name], settings, temporary, **own)
 
-        run_side_by_side({name: task(name) for name in sets}, workers, device)
+def by_side(records: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The users' records by the name of their file: those of a side's classes become one, of means (each counts alike).
+
+    What reads a side's losses need not know how many users it had.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, record in records.items():
+        side, _, of_class = name.partition("/")
+        if not of_class:
+            found[name] = record
+        else:
+            found.setdefault(side, {"classes": {}})["classes"][of_class] = record
+    for side in (side for side in found.values() if "classes" in side):
+        users = list(side["classes"].values())
+        side["losses"] = [statistics.fmean(step) for step in zip(*(user["losses"] for user in users), strict=True)]
+        side["fixed_noise_loss"] = statistics.fmean(user["fixed_noise_loss"] for user in users)
+        side["n_changed"] = max(user["n_changed"] for user in users)
+        side["n_images"] = sum(user["n_images"] for user in users)
+    return found

@@ -12,7 +12,14 @@ from freezeasguard.users.adapt import train_users
 
 
 def relearn_case(
-    settings: RelearnSettings, model: Path, data: CaseData, out: Path, label: str, device: str, workers: int
+    settings: RelearnSettings,
+    model: Path,
+    data: CaseData,
+    out: Path,
+    label: str,
+    device: str,
+    workers: int,
+    costs: Path | None = None,
 ) -> None:
     """On the mask-learning halves, jointly or one user a side, as the masks' preset simulates them."""
     names = ["joint"] if settings.users == "joint" else list(SIDES)
@@ -20,4 +27,5 @@ def relearn_case(
         name: reduce(LatentSet.join, [data.select(side, ["mask_learning"]) for side in FINETUNED_SIDES[name]])
         for name in names
     }
-    train_users(settings.finetuning, settings.seed, model, None, sets, out, label, device, workers)
+    how = (label, device, workers, costs, settings.compute)
+    train_users(settings.finetuning, settings.seed, model, None, sets, out, *how)
