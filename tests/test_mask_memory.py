@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from allocated import Allocated
 from conftest import SIZE, TEXT, TOKENS
+from freezeasguard.costs import AllocatedBytes
 from freezeasguard.masks import bilevel, mask
 from freezeasguard.masks.bilevel import MaskLearner
 from freezeasguard.masks.memory import activation_bytes, learning_bytes
@@ -36,13 +36,13 @@ def activations_of_an_image(unet: Any, compute: Compute, size: int, text: tuple[
     handles = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) for p in unet.parameters()]
     largest = max(p.nbytes for p in unet.parameters())
     cast = 2 * sum(p.numel() for p in unet.parameters()) if compute.precision == "bfloat16" else 0
-    with Allocated() as allocated:
+    with AllocatedBytes() as allocated:
         with autocast(compute, "cpu"):
             loss = unet(x, torch.zeros(n, dtype=torch.long), words).sample.float().square().mean()
         loss.backward()
     for handle in handles:
         handle.remove()
-    return max(0, allocated.peak - cast - largest) // n
+    return max(0, allocated._most - cast - largest) // n
 
 
 VARIANTS: list[tuple[dict[str, Any], Compute]] = [
@@ -90,13 +90,13 @@ def test_what_is_counted_is_what_a_run_allocates(
     held = [sum(t.nbytes for tensors in user for t in tensors.values()) for user in kept]
     assert counted["users"] == (held[-1] if compute.users_on_host else sum(held))
     assert counted["users"] + counted["host"] == sum(held)
-    with Allocated() as allocated:
+    with AllocatedBytes() as allocated:
         learner.user_step(learner.users[-1])
-        in_user_step = allocated.peak
+        in_user_step = allocated._most
         learner.mask_step()
     beside = counted["device"] - counted["users"]
-    assert in_user_step <= allocated.peak <= beside * 1.02 + 2**17  # batches, losses
-    assert allocated.peak > 0.4 * beside
+    assert in_user_step <= allocated._most <= beside * 1.02 + 2**17  # batches, losses
+    assert allocated._most > 0.4 * beside
 
 
 def test_what_is_counted_follows_each_parameter() -> None:
@@ -160,7 +160,7 @@ def peak_of_a_user_step(unet: Any, compute: Compute, config: Mask, n_awake: int)
     def update(names: list[str], gradients: list[torch.Tensor]) -> None:
         user.adamw_update(names, gradients, [0.7] * len(names), 1e-5)
 
-    with Allocated() as allocated:
+    with AllocatedBytes() as allocated:
         for i in range(n // size):
             with autocast(compute, "cpu"):
                 loss = denoising_loss(unet, schedule, *batch, torch.empty(size, 4, 64, 64)).mean()
@@ -170,4 +170,4 @@ def peak_of_a_user_step(unet: Any, compute: Compute, config: Mask, n_awake: int)
             else:
                 loss.backward()
             del loss
-    return allocated.peak + n_awake * of_user
+    return allocated._most + n_awake * of_user

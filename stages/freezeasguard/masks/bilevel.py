@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from freezeasguard.checkpoints import Checkpoint, between_steps
+from freezeasguard.costs import Meter
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.mask import (
     CHUNK,
@@ -31,7 +33,7 @@ from freezeasguard.models.computing import autocast, configure, prepare
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, named_tensors
 from freezeasguard.models.granularity import check_freeze_ratio, n_units, split_units, spread_over_weights, top_units
 from freezeasguard.models.latents import LatentSet
-from freezeasguard.settings.compute import Compute
+from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import SIDES
 
@@ -134,20 +136,20 @@ class MaskOptimizer:
     def __init__(self, config: Mask, rho: float) -> None:
         self.config = config
         self.rho = rho
-        self._moments: tuple[Tensor, Tensor] | None = None
-        self._step = 0
+        self.moments: tuple[Tensor, Tensor] | None = None
+        self.n_steps = 0
 
     def _task_step(self, gradient: Tensor) -> Tensor:
         if self.config.mask_optimizer == "sgd":
             return self.config.mask_lr * gradient
         # Adam, with (0.9, 0.99): the signal of one batch is noisy, its sign over many is not.
-        first, second = self._moments or (torch.zeros_like(gradient), torch.zeros_like(gradient))
-        self._step += 1
+        first, second = self.moments or (torch.zeros_like(gradient), torch.zeros_like(gradient))
+        self.n_steps += 1
         first = 0.9 * first + 0.1 * gradient
         second = 0.99 * second + 0.01 * gradient.square()
-        self._moments = (first, second)
-        corrected = (second / (1 - 0.99**self._step)).sqrt()
-        step = first / (1 - 0.9**self._step) / corrected.clamp_min(torch.finfo(corrected.dtype).tiny)
+        self.moments = (first, second)
+        corrected = (second / (1 - 0.99**self.n_steps)).sqrt()
+        step = first / (1 - 0.9**self.n_steps) / corrected.clamp_min(torch.finfo(corrected.dtype).tiny)
         return self.config.mask_lr * step
 
     def step(self, logits: Tensor, task: Tensor) -> Tensor:
@@ -193,7 +195,7 @@ class MaskLearner:
         config: Mask,
         rho: float,
         generator: torch.Generator,
-        compute: Compute | None = None,
+        compute: Compute = PLAIN,
     ) -> None:
         """`finetuned` holds theta_ft by the sides its user trained on: one entry, or one a side."""
         check_freeze_ratio(rho)
@@ -212,7 +214,7 @@ class MaskLearner:
         self.names = tuple(sorted(self.parameters))
         self.shapes = {name: tuple(self.parameters[name].shape) for name in self.names}
         self.n_units = {name: n_units(shape, config.granularity) for name, shape in self.shapes.items()}
-        self.compute = compute or Compute()
+        self.compute = compute
         self.device = next(iter(self.parameters.values())).device
         configure(self.compute, self.device.type)
         prepare(unet, self.compute)
@@ -432,15 +434,62 @@ class MaskLearner:
                 ends.append(sum(float(loss) for (loss,) in self._losses(batch)))
         return {"path_sum": self.path_sum(alignments), "loss_pretrained": ends[0], "loss_finetuned": ends[1]}
 
-    def learn(self, description: str = "learning the mask") -> LearnedMask:
+    def state(self) -> dict[str, Any]:
+        """All that the next round depends on, and what the rounds before left to tell."""
+        return {
+            "logits": self.logits,
+            "initial_logits": self.initial_logits,
+            "moments": self.optimizer.moments,
+            "mask_steps": self.optimizer.n_steps,
+            "users": [(user.n_steps, user.mixed, user.delta, *user.moments) for user in self.users],
+            "generator": self.generator.get_state(),
+            "path_position": self._path_position,
+            "history": vars(self.history),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state` on the CPU."""
+        where = self.logits.device
+        self.logits, self.initial_logits = state["logits"].to(where), state["initial_logits"]
+        moments = state["moments"]
+        self.optimizer.moments = moments and (moments[0].to(where), moments[1].to(where))
+        self.optimizer.n_steps, self._path_position = state["mask_steps"], state["path_position"]
+        for user, (n_steps, *saved) in zip(self.users, state["users"], strict=True):
+            user.n_steps = n_steps
+            for own, tensors in zip((user.mixed, user.delta, *user.moments), saved, strict=True):
+                for name, tensor in tensors.items():
+                    own.setdefault(name, torch.empty_like(user.mixed[name])).copy_(tensor)
+        self.generator.set_state(state["generator"])
+        self.history = MaskHistory(**state["history"])
+
+    def learn(
+        self,
+        description: str = "learning the mask",
+        checkpoint: Checkpoint | None = None,
+        meter: Meter | None = None,
+    ) -> LearnedMask:
         """Algorithm 1. The learner uses the UNet up: afterwards it holds a user's mixed weights.
 
-        A third copy, kept only to put theta_pre back, would cost what Eq. 8-10 save; load the model again.
+        A third copy, kept only to put theta_pre back, would cost what Eq. 8-10 save; load the model again. A run that
+        was killed goes on from its last checkpoint and ends bit for bit as if it had not been.
         """
-        bar = tqdm(range(self.config.mask_steps), desc=description)
-        for _ in bar:
-            self._round()
-            bar.set_postfix({side: f"{self.history.loss[side][-1]:.3f}" for side in SIDES})
+        if checkpoint and (state := checkpoint.load()):
+            self.restore(state)
+            del state  # tens of GB at scale
+        done, n = len(self.history.mean_mask), self.config.mask_steps
+        if meter:
+            meter.resumed_at = done
+        bar = tqdm(range(done, n), initial=done, total=n, desc=description)
+        with between_steps() as is_ending:
+            for _ in bar:
+                with meter.step() if meter else nullcontext():
+                    self._round()
+                bar.set_postfix({side: f"{self.history.loss[side][-1]:.3f}" for side in SIDES})
+                if checkpoint and (is_ending() or checkpoint.is_due(self.config.checkpoint_minutes)):
+                    checkpoint.save(self.state())
+                if is_ending():
+                    break
         if self.config.signal != "local":
             self.history.path_check = {side: self.path_check(side) for side in SIDES}
         return self._learned(self.logits)

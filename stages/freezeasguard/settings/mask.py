@@ -150,6 +150,8 @@ class Mask(Block):
     """Learning rate eta_2 of the simulated user; null: that of the case's own users."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """float32, or bfloat16 for logits and delta (authors' code)."""
+    checkpoint_minutes: PositiveFloat = 10
+    """How often a run leaves its state, to go on from after a kill: 28 GB of Stable Diffusion v1.5 with two users."""
 
     @model_validator(mode="before")
     @classmethod
