@@ -14,8 +14,9 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.bilevel import LearnedMask, MaskHistory, MaskLearner, learn_without_signal
 from freezeasguard.masks.diagnostics import mask_diagnostics, overlap_of_units
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash
-from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.models.protected import Protected, load_tensors, mask_sizes, tensor_shapes
 from freezeasguard.protections.protect import Inputs
+from freezeasguard.protections.uce import erase
 from freezeasguard.reading import read_tensors
 from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import FINETUNED_SIDES, SIDES
@@ -44,14 +45,25 @@ Runs = Mapping[int, Checkpoint]
 
 
 def learn(
-    inputs: Inputs, mask: Mask, seed: int, control: str | None = None, checkpoint: Checkpoint | None = None
+    inputs: Inputs,
+    mask: Mask,
+    seed: int,
+    control: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    edited: Mapping[str, torch.Tensor] | None = None,
 ) -> LearnedMask:
-    """The mask of one seed, on the mask-learning halves; or the one of a control."""
+    """The mask of one seed, on the mask-learning halves; or the one of a control.
+
+    Args:
+        edited: tensors of theta_pre that are not the published ones (METHOD, reading 9).
+    """
     generator, rho = torch.Generator().manual_seed(seed), inputs.settings.rho
     if control == "zeroed_signal":
         return learn_without_signal(tensor_shapes(inputs.tensors), mask, rho, generator, inputs.device)
     sides = {side: inputs.data.select(side, ["mask_learning"]) for side in SIDES}
-    unet = load_unet(inputs.model).to(inputs.device)
+    unet = load_unet(inputs.model)
+    load_tensors(unet, edited or {})
+    unet.to(inputs.device)
     schedule, start = NoiseSchedule.of(load_scheduler(inputs.model)), load_finetuned(inputs.finetuned)
     learner = MaskLearner(unet, schedule, sides, start, mask, rho, generator, inputs.settings.compute)
     if control == "one_shot":
@@ -59,7 +71,14 @@ def learn(
     return learner.learn(f"learning the mask (seed {seed})", checkpoint, inputs.meter)
 
 
-def learn_all(inputs: Inputs, mask: Mask, control: str | None, running: Runs, ready: Runs) -> list[LearnedMask]:
+def learn_all(
+    inputs: Inputs,
+    mask: Mask,
+    control: str | None,
+    edited: Mapping[str, torch.Tensor],
+    running: Runs,
+    ready: Runs,
+) -> list[LearnedMask]:
     """The masks of all seeds, the first of which is the arm's own, side by side.
 
     Those that an earlier process finished before it was killed are read back.
@@ -70,7 +89,7 @@ def learn_all(inputs: Inputs, mask: Mask, control: str | None, running: Runs, re
 
     def task(seed: int) -> Any:
         def learn_and_save() -> None:
-            learned = learn(inputs, mask, seed, control, running[seed])
+            learned = learn(inputs, mask, seed, control, running[seed], edited)
             parts = {"logits": learned.logits, "initial_logits": learned.initial_logits}
             costs = {key: value for key, value in vars(inputs.meter).items() if key != "device"}
             ready[seed].save({**parts, "history": vars(learned.history), "costs": costs})
@@ -103,11 +122,16 @@ def protect(inputs: Inputs) -> Protected:
     running, ready = (
         {seed: inputs.checkpoint(f"{seed}-{what}", start=start) for seed in seeds} for what in ("running", "ready")
     )
-    learned, *others = learn_all(inputs, mask, control, running, ready)
+    edited = erase(inputs, "A").edited if mask.start == "uce" else {}
+    learned, *others = learn_all(inputs, mask, control, edited, running, ready)
     shapes = tensor_shapes(inputs.tensors)
     told = {"rho": rho, "seed": settings.seed, **mask.model_dump(exclude=UNTOLD)}
     protected = Protected(
-        inputs.arm.method, settings=told, granularity=mask.granularity, frozen_units=learned.frozen_units(rho)
+        inputs.arm.method,
+        edited=edited,
+        settings=told,
+        granularity=mask.granularity,
+        frozen_units=learned.frozen_units(rho),
     )
     if control:
         agreement = [overlap_of_units(learned.top(rho), other.top(rho)) for other in others]
