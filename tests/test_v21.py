@@ -79,7 +79,7 @@ def test_a_mask_is_learned_on_v_prediction(v21: UNet2DConditionModel) -> None:
 def test_imma_defends_the_projections_on_v_prediction(v21: UNet2DConditionModel) -> None:
     assert len(defended_names(v21, "all")) == 160 and len(defended_names(v21, "cross")) == 80
     before = weights_of(v21)
-    config = IMMA(steps=1, batch_size=1, inner_lr=0.0, outer_lr=1e-3)
+    config = IMMA(steps=1, batch_size=1, inner_lr=1e-3, outer_lr=1e-3).model_copy(update={"inner_lr": 0.0})
     draw, compute = torch.Generator().manual_seed(0), Compute(gradient_checkpointing=True)
     schedule = sd_schedule("v_prediction")
     edited, _ = immunise(v21, schedule, random_latents(2, seed=3), config, generator=draw, compute=compute)

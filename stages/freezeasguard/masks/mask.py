@@ -18,6 +18,9 @@ from freezeasguard.models.granularity import n_frozen
 CHUNK = 2**22
 """Units that are computed at once, of the 860 million weights of SD v1.5; a mask of tensors or rows is one piece."""
 
+CACHED = 2**17
+"""Of these, how many a CPU's cache holds in float64."""
+
 SAMPLE = 2**16
 """Units at least that stand for all where a start is sought."""
 
@@ -71,9 +74,9 @@ def chunkwise(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
 def _mean_and_slope(logits: Tensor, temperature: float, shift: float) -> tuple[float, float]:
     """mean(m) of the shifted logits and its derivative in the shift, in float64 whatever the logits are in."""
     total = torch.zeros(2, dtype=torch.float64, device=logits.device)
-    for part in logits.split(CHUNK):
-        m = soft_mask(part.double() + shift, temperature)
-        total += torch.stack([m.sum(), (m * (1 - m)).sum()])
+    for part in logits.split(CACHED if len(logits) > CHUNK and logits.device.type == "cpu" else CHUNK):
+        m = part.double().add_(shift).div_(temperature).sigmoid_()
+        total += torch.stack([m.sum(), (1 - m).mul_(m).sum()])
     mean, slope = (total / len(logits)).tolist()
     return mean, slope / temperature
 
