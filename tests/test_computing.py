@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from conftest import random_latents
+from conftest import ToyDenoiser, random_latents
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.simulated_user import GradientStream
 from freezeasguard.models import computing
-from freezeasguard.models.batches import draw_batch
+from freezeasguard.models.batches import accumulated_loss, draw_batch
 from freezeasguard.models.computing import autocast, configure, prepare
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss
 from freezeasguard.settings.compute import PLAIN, Compute
+from freezeasguard.settings.users import Finetuning
+from freezeasguard.users import training
+from freezeasguard.users.training import Checkpoint, finetune
 
 CHECKPOINTED = Compute(gradient_checkpointing=True)
 LOW = Compute(precision="bfloat16")
@@ -120,3 +124,100 @@ def test_attention_that_keeps_its_scores_is_refused(tiny_unet: Any) -> None:
     tiny_unet.set_attn_processor(AttnProcessor())
     with pytest.raises(FreezeAsGuardError, match="is AttnProcessor, not AttnProcessor2_0"):
         prepare(tiny_unet, Compute())
+
+
+# --- accumulation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_accumulated_gradient_is_the_whole_batchs(micro: int, sign: int, schedule: NoiseSchedule) -> None:
+    batch = draw_batch([random_latents(6, seed=0)], 5, schedule, generator(), torch.device("cpu"))
+    whole, parts = (ToyDenoiser(dtype=torch.float64) for _ in range(2))
+    sizes: list[int] = []
+    parts.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    expected = sign * denoising_loss(whole, schedule, *batch).mean()
+    expected.backward()
+    found = accumulated_loss(parts, schedule, batch, Compute(micro_batch_size=micro), sign=sign)
+    found.backward()
+    assert sum(sizes) == 5 and max(sizes) == min(micro, 5)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for a, b in zip(parts.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_a_user_who_accumulates_draws_the_same_and_ends_at_the_same_weights(schedule: NoiseSchedule) -> None:
+    found = []
+    for compute in (PLAIN, Compute(micro_batch_size=2)):
+        toy = ToyDenoiser(dtype=torch.float64)
+        config = Finetuning(steps=6, batch_size=5, lr=1e-3)
+        losses = finetune(toy, schedule, random_latents(8, seed=0), config, generator=generator(), compute=compute)
+        found.append(torch.cat([torch.tensor(losses), *(p.detach().flatten() for p in toy.parameters())]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)
+
+
+# --- users ----------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    pass
+
+
+USER = Finetuning(steps=3, batch_size=3, lr=1e-3, checkpoint_steps=1)
+
+
+def train(unet: Any, schedule: NoiseSchedule, compute: Compute, checkpoint: Checkpoint | None = None) -> Any:
+    losses = finetune(
+        unet, schedule, random_latents(6, seed=0), USER, generator=generator(), compute=compute, checkpoint=checkpoint
+    )
+    return losses, {name: p.detach().clone() for name, p in unet.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        CHECKPOINTED,
+        Compute(precision="bfloat16", gradient_checkpointing=True, micro_batch_size=2),
+    ],
+)
+def test_a_killed_user_goes_on_bit_for_bit_however_it_computes(
+    compute: Compute,
+    low_on_cpu: None,
+    tiny_unet: Any,
+    schedule: NoiseSchedule,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = train(copy.deepcopy(tiny_unet), schedule, compute)
+    step, steps = training.optimizer_step, []
+
+    def kill_at_the_third(*args: Any) -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            raise Killed
+        step(*args)
+
+    monkeypatch.setattr(training, "optimizer_step", kill_at_the_third)
+    checkpoint = Checkpoint(tmp_path / "run.pt", {})
+    with pytest.raises(Killed):
+        train(copy.deepcopy(tiny_unet), schedule, compute, checkpoint)
+    state = checkpoint.load()
+    assert state is not None and len(state["losses"]) == 2
+    kept = [*state["tensors"].values(), *(m for s in state["optimizer"]["state"].values() for m in s.values())]
+    assert {tensor.dtype for tensor in kept} == {torch.float32}
+    losses, weights = train(copy.deepcopy(tiny_unet), schedule, compute, checkpoint)
+    assert losses == expected[0] and len(steps) == 3 + 1
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected[1].items())
+
+
+def test_a_user_in_bfloat16_ends_near_the_one_in_float32(
+    low_on_cpu: None, tiny_unet: Any, schedule: NoiseSchedule
+) -> None:
+    start = {name: p.detach().clone() for name, p in tiny_unet.named_parameters()}
+    plain, low = (train(copy.deepcopy(tiny_unet), schedule, compute) for compute in (PLAIN, LOW))
+    assert {tensor.dtype for tensor in low[1].values()} == {torch.float32}
+    assert low[0] != plain[0] and low[0] == pytest.approx(plain[0], rel=0.02)
+    way, difference = (
+        torch.cat([(plain[1][name] - other[name]).flatten() for name in start]).norm() for other in (start, low[1])
+    )
+    assert difference < 0.5 * way

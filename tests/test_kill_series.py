@@ -122,7 +122,7 @@ def start_over(project: Path) -> None:
     """All but the inputs goes, DVC's memory of runs too."""
     shutil.rmtree(project / ".dvc/cache", ignore_errors=True)
     (project / "dvc.lock").unlink(missing_ok=True)
-    for name in (*RESULTS, "settings", "fetched", "raw", "captioned", "splits", "checkpoints", "rendered"):
+    for name in (*RESULTS, "settings", "fetched", "raw", "captioned", "splits", "checkpoints", "costs", "rendered"):
         shutil.rmtree(project / "data" / name, ignore_errors=True)
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import multiprocessing
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -373,3 +375,51 @@ def test_a_kill_while_saving_keeps_the_checkpoint_before(
         run(schedule, data, checkpoint)
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
     assert_same(run(schedule, data, checkpoint), expected, steps=CONFIG.steps - 2)
+
+
+def test_sigterm_leaves_a_checkpoint_of_the_step_it_came_in(
+    schedule: NoiseSchedule, data: LatentSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is preempted loses no step, however seldom checkpoints are."""
+    expected = run(schedule, data)
+    monkeypatch.setattr(training, "accumulated_loss", with_signal_at(3, training.accumulated_loss))
+    monkeypatch.setitem(globals(), "CONFIG", CONFIG.model_copy(update={"checkpoint_steps": None}))
+    checkpoint = Checkpoint(tmp_path / "run.pt", {})
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            run(schedule, data, checkpoint)
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert_same(run(schedule, data, checkpoint), expected, steps=CONFIG.steps - 3)
+
+
+def with_signal_at(step: int, work: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    calls: list[int] = []
+
+    def wrapped(*args: Any, **how: Any) -> Tensor:
+        calls.append(1)
+        if len(calls) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return work(*args, **how)
+
+    return wrapped
+
+
+@pytest.mark.parametrize(("minutes", "kept"), [(1e-9, 4), (1e6, None), (None, None)])
+def test_checkpoints_are_due_by_time_where_steps_are_long(
+    minutes: float | None,
+    kept: int | None,
+    schedule: NoiseSchedule,
+    data: LatentSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    changes = {"checkpoint_steps": None, "checkpoint_minutes": minutes}
+    monkeypatch.setitem(globals(), "CONFIG", CONFIG.model_copy(update=changes))
+    checkpoint = Checkpoint(tmp_path / "run.pt", {})
+    with pytest.raises(Killed):
+        run(schedule, data, checkpoint, kill_at=4)
+    state = checkpoint.load()
+    assert (len(state["losses"]) if state else None) == kept

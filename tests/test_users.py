@@ -20,6 +20,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.latents import CaseData, LatentSet
 from freezeasguard.models.protected import Protected, write_for
 from freezeasguard.protections.freezeasguard import load_finetuned
+from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.resolve import AdaptSettings, RelearnSettings
 from freezeasguard.settings.users import Adapt
 from freezeasguard.sides import PARTS, SIDES
@@ -40,6 +41,7 @@ class World:
         self.folder = folder
         self.model_seed, self.prediction_type, self.seed = 1, "epsilon", 0
         self.settings, self.data, self.device = SETTINGS, random_latents(6, seed=0), "cpu"
+        self.compute = PLAIN
         self.protected = Protected("p", frozenset({"weight"}), {"bias": torch.full((4,), 0.25)})
         self.steps = 0
         self.kill_at: int | None = None
@@ -66,7 +68,7 @@ class World:
         """The user's changed tensors and losses; `steps` counts those that were taken."""
         self.steps = 0
         write_for(toy_tensors(self.model_seed), self.folder / "p", self.protected)
-        how = {"seed": self.seed, "device": self.device, "checkpoint_name": "c"}
+        how = {"seed": self.seed, "device": self.device, "checkpoint_name": "c", "compute": self.compute}
         adapt.adapt_and_save(name, Path(), self.folder / "p", self.data, self.settings, self.folder, **how)
         losses = json.loads((self.folder / f"{name}.json").read_text())["losses"]
         return load_file(self.folder / f"{name}.safetensors"), losses
@@ -115,6 +117,7 @@ OTHERS: dict[str, Callable[[World], dict[str, Any]]] = {
     "images": lambda w: {"data": replace(w.data, latents=swap(w.data.latents))},
     "captions": lambda w: {"data": replace(w.data, text=swap(w.data.text))},
     "seed": lambda w: {"seed": 1},
+    "compute": lambda w: {"compute": Compute(micro_batch_size=2)},
     "attacker": lambda w: {"settings": SETTINGS.model_copy(update={"attacker": "unfreeze"})},
     **{
         key: lambda w, key=key, value=value: {"settings": SETTINGS.model_copy(update={key: value})}
@@ -147,6 +150,52 @@ def test_the_device_is_part_of_a_runs_identity(world: World) -> None:
     own: dict[str, Any] = dict(tensors="", schedule=sd_schedule(), protected=world.protected, data=world.data, seed=0)
     identities = [adapt.run_identity(SETTINGS, device=device, **own) for device in ("cpu", "cuda", "cuda:1")]
     assert identities[0] != identities[1] == identities[2]
+
+
+def test_users_who_have_finished_wait_for_the_others_of_their_cell(world: World) -> None:
+    """On a GPU, where one follows the other, a kill of the second must not cost the first."""
+    write_for(toy_tensors(), world.folder / "p", world.protected)
+    sets = {side: random_latents(6, seed=i) for i, side in enumerate(SIDES)}
+    settings = SETTINGS.model_copy(update={"store": "bfloat16"})
+
+    def cell(name: str) -> dict[str, bytes]:
+        out, costs = world.folder / name, world.folder / f"{name}.json"
+        world.steps = 0
+        adapt.train_users(settings, 0, Path(), world.folder / "p", sets, out, "cell", "cpu", 1, costs)
+        assert not list((world.folder / "checkpoints").glob("*"))
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    expected = cell("whole")
+    assert world.steps == 14 and {t.dtype for t in load_file(world.folder / "whole/legal.safetensors").values()} == {
+        torch.bfloat16
+    }
+    world.kill_at = 7 + 3
+    with pytest.raises(KeyboardInterrupt):
+        cell("killed")
+    world.kill_at = None
+    assert not (world.folder / "killed").exists()
+    assert cell("killed") == expected and world.steps == 5  # the second user's, from its checkpoint after two
+    whole, killed = (json.loads((world.folder / f"{name}.json").read_text()) for name in ("whole", "killed"))
+    assert {user: record["resumed_at_step"] for user, record in killed.items()} == {"illegal": 0, "legal": 2}
+    assert [record["steps"] for record in (*whole.values(), *killed.values())] == [7, 7, 7, 5]
+    assert all(record["peak_bytes"] > 0 and record["median_step_s"] > 0 for record in killed.values())
+
+
+def test_a_finished_user_of_other_settings_does_not_count(world: World) -> None:
+    write_for(toy_tensors(), world.folder / "p", world.protected)
+    sets = {side: random_latents(6, seed=i) for i, side in enumerate(SIDES)}
+
+    def cell(lr: float) -> None:
+        world.steps = 0
+        settings = SETTINGS.model_copy(update={"lr": lr})
+        adapt.train_users(settings, 0, Path(), world.folder / "p", sets, world.folder / "out", "cell", "cpu", 1)
+
+    world.kill_at = 8
+    with pytest.raises(KeyboardInterrupt):
+        cell(1e-2)
+    world.kill_at = None
+    cell(2e-2)
+    assert world.steps == 14
 
 
 # --- attackers ------------------------------------------------------------------------------------

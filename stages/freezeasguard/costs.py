@@ -37,6 +37,7 @@ class AllocatedBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for storage in self._unknown((args, kwargs)):
             self._before += storage.nbytes()
+            weakref.finalize(storage, self._known.discard, storage._cdata)  # or another at its address were missed
         result = func(*args, **(kwargs or {}))
         for storage in self._unknown(result):
             self._now += storage.nbytes()
