@@ -118,12 +118,17 @@ def protect(inputs: Inputs) -> Protected:
     assert mask is not None
     control = inputs.arm.method if inputs.arm.method in CONTROLS else None
     seeds = [settings.seed + offset for offset in range(mask.diagnostic_seeds + 1)]
-    start = {"+".join(sides): model_hash(tensors) for sides, tensors in load_finetuned(inputs.finetuned).items()}
-    running, ready = (
-        {seed: inputs.checkpoint(f"{seed}-{what}", start=start) for seed in seeds} for what in ("running", "ready")
-    )
     edited = erase(inputs, "A").edited if mask.start == "uce" else {}
-    learned, *others = learn_all(inputs, mask, control, edited, running, ready)
+    running, ready = {}, {}
+    if control == "zeroed_signal":  # trains nothing
+        masks = [learn(inputs, mask, seed, control) for seed in seeds]
+    else:
+        start = {"+".join(sides): model_hash(tensors) for sides, tensors in load_finetuned(inputs.finetuned).items()}
+        running, ready = (
+            {seed: inputs.checkpoint(f"{seed}-{what}", start=start) for seed in seeds} for what in ("running", "ready")
+        )
+        masks = learn_all(inputs, mask, control, edited, running, ready)
+    learned, *others = masks
     shapes = tensor_shapes(inputs.tensors)
     told = {"rho": rho, "seed": settings.seed, **mask.model_dump(exclude=UNTOLD)}
     protected = Protected(
