@@ -76,9 +76,9 @@ FAULTS = [
     Fault(
         "the other seed's mask written",
         "protections/freezeasguard.py",
-        "learned, *others = [torch",
-        "*others, learned = [torch",
-        "test_diagnostics.py",
+        "learned, *others = masks",
+        "*others, learned = masks",
+        "test_diagnostics.py test_protections.py",
     ),
     Fault(
         "generate: the other side's model",

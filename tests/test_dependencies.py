@@ -68,6 +68,7 @@ CHANGE = "\n\nCHANGED = 1\n"
         ("protections/imma.py", IMMAS),
         ("masks/bilevel.py", MASKS),
         ("users/training.py", USERS | RELEARN | IMMAS),
+        ("masks/memory.py", set()),  # counts, before anything runs
         ("users/compliant.py", USERS | RELEARN),
         ("users/unfreeze.py", set()),  # no cell of the profile has such a user
         ("users/registry.py", set()),  # a new attacker is a line here

@@ -74,8 +74,11 @@ def without_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def protect_inputs(data: CaseData) -> Any:
-    settings = SimpleNamespace(seed=0, rho=0.3, imma=IMMA(steps=1, batch_size=2, inner_lr=1e-3, outer_lr=1e-3))
-    return SimpleNamespace(settings=settings, data=data, model=None, finetuned=None, tensors={}, device="cpu")
+    block = IMMA(steps=1, batch_size=2, inner_lr=1e-3, outer_lr=1e-3)
+    settings = SimpleNamespace(seed=0, rho=0.3, imma=block, compute=None)
+    idle = SimpleNamespace(clear=lambda: None)
+    read = {"data": data, "model": None, "finetuned": None, "tensors": {}}
+    return SimpleNamespace(settings=settings, device="cpu", meter=None, checkpoint=lambda _: idle, **read)
 
 
 def test_masks_are_learned_from_the_mask_learning_halves_alone(
@@ -85,7 +88,7 @@ def test_masks_are_learned_from_the_mask_learning_halves_alone(
 
     def learner(unet: Any, schedule: Any, sides: Any, *_: Any) -> Any:
         handed.update(sides)
-        return SimpleNamespace(learn=lambda _: "the mask")
+        return SimpleNamespace(learn=lambda *_: "the mask")
 
     monkeypatch.setattr(freezeasguard, "load_finetuned", lambda _: {})
     monkeypatch.setattr(freezeasguard, "MaskLearner", learner)

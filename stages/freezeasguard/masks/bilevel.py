@@ -6,8 +6,8 @@ names; see `simulated_user` for what of the weights lives in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +15,25 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from freezeasguard.checkpoints import Checkpoint, between_steps
+from freezeasguard.costs import Meter
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.masks.mask import hard_mask, logit_gradients, project_to_ratio, soft_mask, sparsity_gradient
-from freezeasguard.masks.simulated_user import GradientStream, SimulatedUser
+from freezeasguard.masks.mask import (
+    CHUNK,
+    chunkwise,
+    hard_mask,
+    logit_gradients,
+    project_to_ratio,
+    soft_mask,
+    sparsity_gradient,
+)
+from freezeasguard.masks.simulated_user import GradientStream, SimulatedUser, exchange
 from freezeasguard.models.batches import Batch, draw_batch, finite_loss
+from freezeasguard.models.computing import autocast, configure, prepare
 from freezeasguard.models.diffusion import NoiseSchedule, denoising_loss, named_tensors
 from freezeasguard.models.granularity import check_freeze_ratio, n_units, split_units, spread_over_weights, top_units
 from freezeasguard.models.latents import LatentSet
+from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import SIDES
 
@@ -52,9 +64,8 @@ class MaskHistory:
     def record(self, side: str, alignments: Tensor, loss: float, path_sum: float = 0.0) -> None:
         self.loss[side].append(loss)
         self.path_sum[side].append(path_sum)
-        zero = torch.zeros_like(alignments)
-        self.signal_sum[side] = self.signal_sum.get(side, zero) + alignments
-        self.size_sum[side] = self.size_sum.get(side, zero) + alignments.abs()
+        for sums, values in ((self.signal_sum, alignments.cpu()), (self.size_sum, alignments.abs().cpu())):
+            sums.setdefault(side, torch.zeros_like(values)).add_(values)
 
     def mean_signal(self, side: str) -> Tensor:
         """Mean <g_i, delta_i> [N] over mask steps."""
@@ -98,14 +109,21 @@ class LearnedMask:
         return top_units(self.initial_logits, rho)
 
 
-def initial_logits(n: int, config: Mask, rho: float, generator: torch.Generator) -> Tensor:
-    """The random start [n] (METHOD, reading 1)."""
+def units_device(granularity: str, device: torch.device | str) -> torch.device:
+    """Where logits and signals live: those of tensors, numbers to Python, on the host; others beside the weights."""
+    return torch.device("cpu" if granularity == "tensor" else device)
+
+
+def initial_logits(
+    n: int, config: Mask, rho: float, generator: torch.Generator, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The random start [n] (METHOD, reading 1), float32; drawn on the CPU, whatever the device."""
     if config.logits_init == "negative":  # m = sigmoid(w / 0.2) below 0.0067 (paper, section 3.3)
-        logits = -1 - torch.rand(n, generator=generator)
+        logits = -1 - torch.rand(n, generator=generator).to(device)
     elif config.logits_init == "uniform":  # m in 0.5..0.993 (authors' code)
-        logits = torch.rand(n, generator=generator)
+        logits = torch.rand(n, generator=generator).to(device)
     elif config.logits_init == "ratio":
-        noise = 1e-5 * config.temperature * torch.randn(n, generator=generator)
+        noise = 1e-5 * config.temperature * torch.randn(n, generator=generator).to(device)
         logits = project_to_ratio(noise, config.temperature, rho)
     else:
         raise FreezeAsGuardError(f"mask.logits_init is {config.logits_init!r}; use negative, uniform or ratio")
@@ -118,26 +136,27 @@ class MaskOptimizer:
     def __init__(self, config: Mask, rho: float) -> None:
         self.config = config
         self.rho = rho
-        self._moments: tuple[Tensor, Tensor] | None = None
-        self._step = 0
+        self.moments: tuple[Tensor, Tensor] | None = None
+        self.n_steps = 0
 
     def _task_step(self, gradient: Tensor) -> Tensor:
         if self.config.mask_optimizer == "sgd":
             return self.config.mask_lr * gradient
         # Adam, with (0.9, 0.99): the signal of one batch is noisy, its sign over many is not.
-        first, second = self._moments or (torch.zeros_like(gradient), torch.zeros_like(gradient))
-        self._step += 1
+        first, second = self.moments or (torch.zeros_like(gradient), torch.zeros_like(gradient))
+        self.n_steps += 1
         first = 0.9 * first + 0.1 * gradient
         second = 0.99 * second + 0.01 * gradient.square()
-        self._moments = (first, second)
-        corrected = (second / (1 - 0.99**self._step)).sqrt()
-        step = first / (1 - 0.9**self._step) / corrected.clamp_min(torch.finfo(corrected.dtype).tiny)
+        self.moments = (first, second)
+        corrected = (second / (1 - 0.99**self.n_steps)).sqrt()
+        step = first / (1 - 0.9**self.n_steps) / corrected.clamp_min(torch.finfo(corrected.dtype).tiny)
         return self.config.mask_lr * step
 
     def step(self, logits: Tensor, task: Tensor) -> Tensor:
         """New logits [N] from the task alignments [N] = -lambda_1 illegal + lambda_2 legal."""
         c = self.config
-        new = logits - self._task_step(logit_gradients(task, logits, c.temperature, c.derivative))
+        gradient = chunkwise(lambda *part: logit_gradients(*part, c.temperature, c.derivative), task, logits)
+        new = logits - self._task_step(gradient)
         if c.sparsity == "penalty":
             new = new - sparsity_gradient(logits, c.temperature, self.rho, c.sparsity_weight, c.derivative)
         else:
@@ -153,6 +172,17 @@ def side_weights(config: Mask, n_images: Mapping[str, int]) -> dict[str, float]:
     return {side: n_images[side] / total for side in SIDES}
 
 
+def micro_batches(batch: Batch, size: int | None, n_sides: int = 1) -> list[tuple[Batch, float]]:
+    """A batch of equally many images a side in parts of `size` images, likewise; each with its share of the batch."""
+    n = len(batch.latents) // n_sides
+    step = n if size is None else min(n, max(1, size // n_sides))
+    if step == n:
+        return [(batch, 1.0)]
+    split = [tensor.unflatten(0, (n_sides, n)).split(step, 1) for tensor in batch]
+    parts = [Batch(*(part.flatten(0, 1) for part in parts)) for parts in zip(*split, strict=True)]
+    return [(part, len(part.latents) / (n_sides * n)) for part in parts]
+
+
 class MaskLearner:
     """The state of Algorithm 1 and its two moves, `user_step` and `mask_step`."""
 
@@ -165,6 +195,7 @@ class MaskLearner:
         config: Mask,
         rho: float,
         generator: torch.Generator,
+        compute: Compute = PLAIN,
     ) -> None:
         """`finetuned` holds theta_ft by the sides its user trained on: one entry, or one a side."""
         check_freeze_ratio(rho)
@@ -183,8 +214,13 @@ class MaskLearner:
         self.names = tuple(sorted(self.parameters))
         self.shapes = {name: tuple(self.parameters[name].shape) for name in self.names}
         self.n_units = {name: n_units(shape, config.granularity) for name, shape in self.shapes.items()}
-        self.logits = initial_logits(sum(self.n_units.values()), config, rho, generator)
-        self.initial_logits = self.logits.clone()
+        self.compute = compute
+        self.device = next(iter(self.parameters.values())).device
+        configure(self.compute, self.device.type)
+        prepare(unet, self.compute)
+        where = units_device(config.granularity, self.device)
+        self.logits = initial_logits(sum(self.n_units.values()), config, rho, generator, where)
+        self.initial_logits = self.logits.cpu().clone()
         self.optimizer = MaskOptimizer(config, rho)
         self.history = MaskHistory()
         self.weights = side_weights(config, {side: len(data[side]) for side in SIDES})
@@ -192,12 +228,26 @@ class MaskLearner:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
             parameter.grad = None
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        pretrained = {name: p.detach() for name, p in self.parameters.items()}
-        mask = self.by_name(self.mask)
-        self.users = [SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype) for sides in expected]
-        del pretrained
+        self.users = self._start_users(expected, finetuned)
+        self._awake = {"weights": self.users[0], "moments": self.users[0]}
         self._wear(self.users[0])  # frees theta_pre: mixed and delta hold all there is to know
+
+    def _start_users(
+        self, expected: Sequence[tuple[str, ...]], finetuned: Mapping[tuple[str, ...], Mapping[str, Tensor]]
+    ) -> list[SimulatedUser]:
+        dtype = torch.bfloat16 if self.config.precision == "bfloat16" else torch.float32
+        pretrained, mask = {name: p.detach() for name, p in self.parameters.items()}, self.by_name(self.mask)
+        users = []
+        for sides in expected:
+            if rests := bool(users) and self.compute.users_on_host:
+                pretrained = {name: tensor.cpu() for name, tensor in pretrained.items()}
+            user = SimulatedUser.start(sides, pretrained, finetuned[sides], mask, dtype)
+            if rests and self.device.type == "cuda":
+                user.pin()
+            if self.compute.users_on_host and self.config.user_optimizer == "adamw":
+                user.start_moments()
+            users.append(user)
+        return users
 
     @property
     def mask(self) -> Tensor:
@@ -210,12 +260,25 @@ class MaskLearner:
         parts = split_units(values.float(), self.shapes, self.config.granularity)
         return {n: spread_over_weights(part, self.shapes[n], self.config.granularity) for n, part in parts.items()}
 
+    def _exactly(self, function: Callable[..., Tensor], *masks: Tensor) -> dict[str, Any]:
+        """`by_name` of a function of masks [N] that is computed in float64."""
+        if self.config.granularity == "tensor":
+            return self.by_name(function(*(mask.double() for mask in masks)))
+        return self.by_name(chunkwise(lambda *parts: function(*(p.double() for p in parts)).float(), *masks))
+
     def _draw(self, sides: Sequence[str], n: int, like: Batch | None = None) -> Batch:
         """n images a side."""
-        device = next(iter(self.parameters.values())).device
-        return draw_batch([self.data[side] for side in sides], n, self.schedule, self.generator, device, like=like)
+        sets = [self.data[side] for side in sides]
+        return draw_batch(sets, n, self.schedule, self.generator, self.device, like=like)
+
+    def _wake(self, user: SimulatedUser, what: str) -> None:
+        """The user's weights, or their moments, onto the device; another's go to the host, where one rests there."""
+        other, self._awake[what] = self._awake[what], user
+        if self.compute.users_on_host and other is not user:
+            exchange(*([u.mixed, u.delta] if what == "weights" else u.moments for u in (other, user)))
 
     def _wear(self, user: SimulatedUser) -> None:
+        self._wake(user, "weights")
         for name, parameter in self.parameters.items():
             parameter.data = user.mixed[name]
 
@@ -230,29 +293,42 @@ class MaskLearner:
         if point is None:
             yield
             return
-        m = self.mask.double()
-        there = point - m if self.config.signal != "user_path" else point * (1 - m)
-        user.move_mask(self.names, list(self.by_name(there).values()))
+
+        def there(m: Tensor) -> Tensor:
+            return point - m if self.config.signal != "user_path" else point * (1 - m)
+
+        user.move_mask(self.names, list(self._exactly(there, self.mask).values()))
         yield
-        user.move_mask(self.names, list(self.by_name(-there).values()))
+        user.move_mask(self.names, list(self._exactly(lambda m: -there(m), self.mask).values()))
+
+    def _losses(self, batch: Batch, n_sides: int = 1) -> Iterator[Tensor]:
+        """Each micro-batch's part of the sides' mean losses [n_sides]; they add up to the batch's."""
+        for part, share in micro_batches(batch, self.compute.micro_batch_size, n_sides):
+            with autocast(self.compute, self.device.type):
+                losses = denoising_loss(self.unet, self.schedule, *part)
+            yield losses.view(n_sides, -1).mean(1) * share
 
     def user_step(self, user: SimulatedUser) -> float:
         """Lower level: the user descends on its sides' losses (Eq. 7), through Eq. 9 and 10."""
         trainable = self.by_name(1 - self.mask)
         self._wear(user)
+        self._wake(user, "moments")
         user.n_steps += 1
         move, lr = (user.adamw_update if self.config.user_optimizer == "adamw" else user.user_update), self.user_lr
 
         def update(names: list[str], gradients: list[Tensor]) -> None:
             move(names, gradients, [trainable[n] for n in names], lr)
 
-        half = max(1, self.config.batch_size // 2)
-        with GradientStream(self.parameters, update):
-            batch = self._draw(user.sides, half)
-            losses = denoising_loss(self.unet, self.schedule, *batch).view(len(user.sides), half).mean(1)
+        batch = self._draw(user.sides, max(1, self.config.batch_size // 2))
+        n_parts = len(micro_batches(batch, self.compute.micro_batch_size, len(user.sides)))
+        total = 0.0
+        for i, losses in enumerate(self._losses(batch, len(user.sides)), 1):
             loss = losses.sum() if self.config.lower_loss == "sum" else losses.mean()
-            loss.backward()
-        return finite_loss(float(loss.detach()), "the simulated user", f"step {user.n_steps}", USER_REMEDY)
+            # AdamW wants the whole batch's gradient: until the last part comes, autograd sums them in .grad.
+            with GradientStream(self.parameters, update) if i == n_parts else nullcontext():
+                loss.backward()
+            total += float(loss.detach())
+        return finite_loss(total, "the simulated user", f"step {user.n_steps}", USER_REMEDY)
 
     def side_alignments(
         self, side: str, batch: Batch, points: Sequence[float | None] = (None,)
@@ -262,21 +338,24 @@ class MaskLearner:
         The means of both over `points`: the point a of the path, or None for the mixed weights.
         """
         user = next(user for user in self.users if side in user.sides)
-        alignments = torch.zeros(len(self.logits))
+        alignments = torch.zeros_like(self.logits)
         parts = split_units(alignments, self.shapes, self.config.granularity)
         losses: list[float] = []
 
         def align(names: list[str], gradients: list[Tensor]) -> None:
-            found = user.alignments(names, gradients, self.config.granularity).float().cpu()
+            found = user.alignments(names, gradients, self.config.granularity).float().to(alignments.device)
             for name, part in zip(names, found.split([self.n_units[n] for n in names]), strict=True):
                 parts[name] += part / len(points)
 
         for point in points:
-            with self._at(user, point), GradientStream(self.parameters, align):
-                loss = denoising_loss(self.unet, self.schedule, *batch).mean()
-                loss.backward()
+            with self._at(user, point), GradientStream(self.parameters, align) as stream:
+                total = 0.0
+                for (loss,) in self._losses(batch):
+                    loss.backward()
+                    stream.flush()  # alignments are linear in the gradient: those of the parts add up
+                    total += float(loss.detach())
             when = f"mask step {len(self.history.loss[side])}"
-            losses.append(finite_loss(float(loss.detach()), f"the {side} side", when, USER_REMEDY))
+            losses.append(finite_loss(total, f"the {side} side", when, USER_REMEDY))
         if not alignments.isfinite().all():
             raise FreezeAsGuardError(f"the {side} side's signals are not finite; {USER_REMEDY}")
         return alignments, sum(losses) / len(points)
@@ -293,8 +372,9 @@ class MaskLearner:
 
     def path_sum(self, alignments: Tensor) -> float:
         """The alignments [N] with the whole way from one end of the path to the other, added up."""
-        way = 1 - self.mask if self.config.signal == "user_path" else torch.ones(())
-        return float((way * alignments).double().sum())
+        along = self.config.signal == "user_path"
+        parts = zip(self.mask.split(CHUNK), alignments.split(CHUNK), strict=True)
+        return sum(float(((1 - m if along else 1) * a).double().sum()) for m, a in parts)
 
     def task_signals(self) -> dict[str, Tensor]:
         """The alignments [N] of each side on fresh batches, on one scale where `normalise` says so."""
@@ -314,14 +394,15 @@ class MaskLearner:
     def mask_step(self) -> None:
         """Upper level: descend on -lambda_1 L_illegal + lambda_2 L_legal (Eq. 5) and the sparsity term."""
         signals = self.task_signals()
-        task = self.weights["legal"] * signals["legal"] - self.weights["illegal"] * signals["illegal"]
+        task = signals["legal"].mul_(self.weights["legal"]).sub_(signals["illegal"].mul_(self.weights["illegal"]))
         before = self.mask
         self.logits = self.optimizer.step(self.logits, task)
         if not self.logits.isfinite().all():
             raise FreezeAsGuardError("the mask's logits are not finite; lower mask.mask_lr, or raise mask.temperature")
         after = self.mask
-        change = list(self.by_name(after.double() - before.double()).values())
-        for user in self.users:
+        change = list(self._exactly(torch.sub, after, before).values())
+        for user in sorted(self.users, key=lambda user: user is not self._awake["weights"]):
+            self._wear(user)
             user.move_mask(self.names, change)
         self.history.mean_mask.append(float(after.mean()))
         self.history.saturated.append(float(((after < 0.01) | (after > 0.99)).float().mean()))
@@ -350,18 +431,65 @@ class MaskLearner:
         ends = []
         for end in (1.0, 0.0):
             with self._at(user, end), torch.no_grad():
-                ends.append(float(denoising_loss(self.unet, self.schedule, *batch).mean()))
+                ends.append(sum(float(loss) for (loss,) in self._losses(batch)))
         return {"path_sum": self.path_sum(alignments), "loss_pretrained": ends[0], "loss_finetuned": ends[1]}
 
-    def learn(self, description: str = "learning the mask") -> LearnedMask:
+    def state(self) -> dict[str, Any]:
+        """All that the next round depends on, and what the rounds before left to tell."""
+        return {
+            "logits": self.logits,
+            "initial_logits": self.initial_logits,
+            "moments": self.optimizer.moments,
+            "mask_steps": self.optimizer.n_steps,
+            "users": [(user.n_steps, user.mixed, user.delta, *user.moments) for user in self.users],
+            "generator": self.generator.get_state(),
+            "path_position": self._path_position,
+            "history": vars(self.history),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state` on the CPU."""
+        where = self.logits.device
+        self.logits, self.initial_logits = state["logits"].to(where), state["initial_logits"]
+        moments = state["moments"]
+        self.optimizer.moments = moments and (moments[0].to(where), moments[1].to(where))
+        self.optimizer.n_steps, self._path_position = state["mask_steps"], state["path_position"]
+        for user, (n_steps, *saved) in zip(self.users, state["users"], strict=True):
+            user.n_steps = n_steps
+            for own, tensors in zip((user.mixed, user.delta, *user.moments), saved, strict=True):
+                for name, tensor in tensors.items():
+                    own.setdefault(name, torch.empty_like(user.mixed[name])).copy_(tensor)
+        self.generator.set_state(state["generator"])
+        self.history = MaskHistory(**state["history"])
+
+    def learn(
+        self,
+        description: str = "learning the mask",
+        checkpoint: Checkpoint | None = None,
+        meter: Meter | None = None,
+    ) -> LearnedMask:
         """Algorithm 1. The learner uses the UNet up: afterwards it holds a user's mixed weights.
 
-        A third copy, kept only to put theta_pre back, would cost what Eq. 8-10 save; load the model again.
+        A third copy, kept only to put theta_pre back, would cost what Eq. 8-10 save; load the model again. A run that
+        was killed goes on from its last checkpoint and ends bit for bit as if it had not been.
         """
-        bar = tqdm(range(self.config.mask_steps), desc=description)
-        for _ in bar:
-            self._round()
-            bar.set_postfix({side: f"{self.history.loss[side][-1]:.3f}" for side in SIDES})
+        if checkpoint and (state := checkpoint.load()):
+            self.restore(state)
+            del state  # tens of GB at scale
+        done, n = len(self.history.mean_mask), self.config.mask_steps
+        if meter:
+            meter.resumed_at = done
+        bar = tqdm(range(done, n), initial=done, total=n, desc=description)
+        with between_steps() as is_ending:
+            for _ in bar:
+                with meter.step() if meter else nullcontext():
+                    self._round()
+                bar.set_postfix({side: f"{self.history.loss[side][-1]:.3f}" for side in SIDES})
+                if checkpoint and (is_ending() or checkpoint.is_due(self.config.checkpoint_minutes)):
+                    checkpoint.save(self.state())
+                if is_ending():
+                    break
         if self.config.signal != "local":
             self.history.path_check = {side: self.path_check(side) for side in SIDES}
         return self._learned(self.logits)
@@ -377,20 +505,25 @@ class MaskLearner:
         )
 
     def _learned(self, logits: Tensor) -> LearnedMask:
-        return LearnedMask(self.shapes, self.config.granularity, logits, self.initial_logits, self.history)
+        return LearnedMask(self.shapes, self.config.granularity, logits.cpu(), self.initial_logits, self.history)
 
 
 def learn_without_signal(
-    shapes: Mapping[str, Sequence[int]], config: Mask, rho: float, generator: torch.Generator
+    shapes: Mapping[str, Sequence[int]],
+    config: Mask,
+    rho: float,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
 ) -> LearnedMask:
     """The same run with its task signal zeroed: initial logits and sparsity force alone.
 
     A learned mask that equals this one learned nothing. No network is needed, so it costs nothing.
     """
     sizes = {name: tuple(shape) for name, shape in shapes.items()}
-    start = initial_logits(sum(n_units(s, config.granularity) for s in sizes.values()), config, rho, generator)
+    n, where = sum(n_units(s, config.granularity) for s in sizes.values()), units_device(config.granularity, device)
+    start = initial_logits(n, config, rho, generator, where)
     optimizer = MaskOptimizer(config, rho)
     logits = start
     for _ in range(config.mask_steps):
-        logits = optimizer.step(logits, torch.zeros(len(start)))
-    return LearnedMask(sizes, config.granularity, logits, start, MaskHistory())
+        logits = optimizer.step(logits, torch.zeros_like(start))
+    return LearnedMask(sizes, config.granularity, logits.cpu(), start.cpu(), MaskHistory())

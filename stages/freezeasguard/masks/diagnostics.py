@@ -12,10 +12,14 @@ from freezeasguard.masks.bilevel import LearnedMask
 from freezeasguard.models.granularity import split_units
 from freezeasguard.sides import SIDES
 
+RANKED = 2**24
+"""Sorting the 860 million weights of SD v1.5 four times takes 27 GB and minutes; 16 million tell the same."""
+
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's correlation of two signals [n]."""
-    ranks = torch.stack([x.argsort().argsort().double() for x in (a, b)])
+    """Spearman's correlation of two signals [n]; of more than RANKED, of an even sample of them."""
+    every = max(1, len(a) // RANKED)
+    ranks = torch.stack([x[::every].argsort().argsort().double() for x in (a, b)])
     return float(torch.corrcoef(ranks)[0, 1])
 
 

@@ -7,13 +7,22 @@ their sorted names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.granularity import n_frozen
+
+CHUNK = 2**22
+"""Units that are computed at once, of the 860 million weights of SD v1.5; a mask of tensors or rows is one piece."""
+
+CACHED = 2**17
+"""Of these, how many a CPU's cache holds in float64."""
+
+SAMPLE = 2**16
+"""Units at least that stand for all where a start is sought."""
 
 
 def soft_mask(logits: Tensor, temperature: float) -> Tensor:
@@ -52,28 +61,58 @@ def sparsity_gradient(
     return weight * 2 * excess / len(logits) * mask_slope(logits, temperature, derivative)
 
 
-def project_to_ratio(logits: Tensor, temperature: float, rho: float, iterations: int = 100) -> Tensor:
-    """The logits shifted by one constant so that mean(m) = rho: Eq. 6 as a constraint, not a force.
+def chunkwise(function: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
+    """`function(*vectors)` [N] of vectors [N], elementwise, a piece at a time: what it holds meanwhile stays small."""
+    if len(vectors[0]) <= CHUNK:
+        return function(*vectors)
+    out = torch.empty_like(vectors[0])
+    for part, *parts in zip(*(vector.split(CHUNK) for vector in (out, *vectors)), strict=True):
+        part.copy_(function(*parts))
+    return out
+
+
+def _mean_and_slope(logits: Tensor, temperature: float, shift: float) -> tuple[float, float]:
+    """mean(m) of the shifted logits and its derivative in the shift, in float64 whatever the logits are in."""
+    total = torch.zeros(2, dtype=torch.float64, device=logits.device)
+    for part in logits.split(CACHED if len(logits) > CHUNK and logits.device.type == "cpu" else CHUNK):
+        m = part.double().add_(shift).div_(temperature).sigmoid_()
+        total += torch.stack([m.sum(), (1 - m).mul_(m).sum()])
+    mean, slope = (total / len(logits)).tolist()
+    return mean, slope / temperature
+
+
+def ratio_shift(logits: Tensor, temperature: float, rho: float, start: float = 0.0, iterations: int = 100) -> float:
+    """The constant that, added to the logits, makes mean(m) = rho in 0..1, both ends excluded.
 
     mean(m) grows with the shift, so Newton's method finds it, kept inside a shrinking bracket (a step that
-    leaves the bracket, as on a saturated mask, is replaced by its middle). The ranking does not change.
-    At rho = 0 and 1 there is nothing to find, and the logits stay.
+    leaves the bracket, as on a saturated mask, is replaced by its middle).
     """
-    if rho in (0, 1):
-        return logits
-    exact = logits.double()  # float32 would merge near-equal logits over many small shifts
     high = float(logits.abs().max()) + 40 * temperature
-    low, shift = -high, 0.0
+    low, shift = -high, start
     for _ in range(iterations):
-        m = soft_mask(exact + shift, temperature)
-        excess = float(m.mean()) - rho
+        mean, slope = _mean_and_slope(logits, temperature, shift)
+        excess = mean - rho
         if abs(excess) < 1e-13:
             break
         low, high = (shift, high) if excess < 0 else (low, shift)
-        slope = float((m * (1 - m)).mean()) / temperature
         newton = shift - excess / slope if slope else low
         shift = newton if low < newton < high else (low + high) / 2
-    return (exact + shift).to(logits)
+    return shift
+
+
+def project_to_ratio(logits: Tensor, temperature: float, rho: float) -> Tensor:
+    """The logits shifted by one constant so that mean(m) = rho: Eq. 6 as a constraint, not a force.
+
+    The ranking does not change. At rho = 0 and 1 there is nothing to find, and the logits stay. Of many logits an
+    even sample is shifted first: from its shift two or three passes over all of them are enough.
+    """
+    if rho in (0, 1):
+        return logits
+    n_between = len(logits) // SAMPLE
+    start = ratio_shift(logits[::n_between], temperature, rho) if len(logits) > CHUNK else 0.0
+    shift = ratio_shift(logits, temperature, rho, start)
+    # float32 would merge near-equal logits over many small shifts
+    return chunkwise(lambda part: (part.double() + shift).to(part), logits)
 
 
 def hard_mask(logits: Tensor, names: Sequence[str], rho: float) -> frozenset[str]:

@@ -3,7 +3,7 @@
 What lives in memory is, for each user, `mixed` = m theta_pre + (1 - m) theta_ft (the weights that the UNet runs
 with) and `delta` = theta_pre - theta_ft; theta_ft itself is mixed - m delta. A user of AdamW keeps its two moments
 beside them. Gradients are consumed bucket by bucket while backprop produces them, so that no second full-size
-copy of them ever exists.
+copy of them ever exists. Of two users one may rest on the host (`exchange`).
 """
 
 from __future__ import annotations
@@ -65,12 +65,13 @@ class GradientStream:
             self._held += gradient.nbytes
             self.peak_bytes = max(self.peak_bytes, self._held)
             if self._held >= self._bucket_bytes:
-                self._flush()
+                self.flush()
 
         return take
 
     @torch.no_grad()
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Hand over what is held: the gradients of one backward pass must not meet the next one's."""
         if self._bucket:
             self._consume(list(self._bucket), list(self._bucket.values()))
         self._bucket = {}
@@ -80,7 +81,7 @@ class GradientStream:
         for handle in self._handles:
             handle.remove()
         if error_type is None:
-            self._flush()
+            self.flush()
 
 
 def _beside(factors: Factors, tensors: Sequence[Tensor]) -> list[Any]:
@@ -163,6 +164,16 @@ class SimulatedUser:
         torch._foreach_mul_(step, trainable)
         self._move_finetuned(names, step, trainable)
 
+    def start_moments(self) -> None:
+        """Zero moments, where the weights are."""
+        for moment in self.moments:
+            moment.update({name: torch.zeros_like(w, pin_memory=w.is_pinned()) for name, w in self.mixed.items()})
+
+    def pin(self) -> None:
+        """Into pages of the host's memory that stay where they are, which a GPU copies at full speed."""
+        for tensors in (self.mixed, self.delta):
+            tensors.update({name: tensor.pin_memory() for name, tensor in tensors.items()})
+
     def _moments(self, names: list[str], like: list[Tensor]) -> list[list[Tensor]]:
         """The running means of g and of g^2, zero at the start."""
         for name, g in zip(names, like, strict=True):
@@ -209,3 +220,19 @@ class SimulatedUser:
                 delta = [self.delta[n].to(self.mixed[n]) for n, _ in bucket]
                 torch._foreach_add_(mixed, torch._foreach_mul(delta, _beside([b for _, b in bucket], mixed)))
                 bucket, held = [], 0
+
+
+@torch.no_grad()
+def exchange(awake: Sequence[dict[str, Tensor]], resting: Sequence[dict[str, Tensor]]) -> None:
+    """Two users change places: tensor by tensor each takes the other's storage, on the device or on the host.
+
+    So neither memory ever holds more than one tensor beside what it held, and none is allocated anew.
+    """
+    for leaving, coming in zip(awake, resting, strict=True):
+        for name, there in leaving.items():
+            spare, here = there.clone(), coming[name]
+            there.copy_(here, non_blocking=True)
+            here.copy_(spare, non_blocking=True)
+            leaving[name], coming[name] = here, there
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what the host now holds may be read there

@@ -90,11 +90,19 @@ def split_units(flat: Tensor, shapes: Mapping[str, Sequence[int]], granularity: 
 
 
 def top_units(flat: Tensor, rho: float) -> Tensor:
-    """bool [n]: the round(rho n) units with the largest values; ties fall to the earlier unit."""
-    chosen = torch.zeros(len(flat), dtype=torch.bool)
-    order = torch.sort(flat.detach().cpu(), descending=True, stable=True).indices
-    chosen[order[: n_frozen(rho, len(flat))]] = True
-    return chosen
+    """bool [n]: the round(rho n) units with the largest values; ties fall to the earlier unit.
+
+    By selecting the smallest of them, not by sorting: of 860 million weights that takes seconds, and no index of each.
+    """
+    import numpy as np
+
+    values, n = flat.detach().cpu().numpy(), n_frozen(rho, len(flat))
+    if n == 0:
+        return torch.zeros(len(flat), dtype=torch.bool)
+    smallest = np.partition(values, len(values) - n)[len(values) - n]
+    chosen = values > smallest
+    chosen[np.flatnonzero(values == smallest)[: n - chosen.sum()]] = True
+    return torch.from_numpy(chosen)
 
 
 def pack_bits(units: Tensor) -> Tensor:

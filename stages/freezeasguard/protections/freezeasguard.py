@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from typing import Any
 
 import torch
 
+from freezeasguard.checkpoints import Checkpoint
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import write_atomically
-from freezeasguard.masks.bilevel import LearnedMask, MaskLearner, learn_without_signal
+from freezeasguard.masks.bilevel import LearnedMask, MaskHistory, MaskLearner, learn_without_signal
 from freezeasguard.masks.diagnostics import mask_diagnostics, overlap_of_units
-from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet
-from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
+from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash
+from freezeasguard.models.protected import Protected, load_tensors, mask_sizes, tensor_shapes
 from freezeasguard.protections.protect import Inputs
+from freezeasguard.protections.uce import erase
 from freezeasguard.reading import read_tensors
 from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import FINETUNED_SIDES, SIDES
@@ -38,17 +38,75 @@ def load_finetuned(folder: Path) -> dict[tuple[str, ...], Mapping[str, torch.Ten
 CONTROLS = ("one_shot", "zeroed_signal")
 """Masks that the learned one must beat: one mask step's ranking, and its own run without a task signal."""
 
+UNTOLD = frozenset({"of_profile", "diagnostic_seeds", "checkpoint_minutes"})
+"""Settings that a protected model does not name, as its mask does not depend on them."""
 
-def learn(inputs: Inputs, mask: Mask, seed: int, control: str | None = None) -> LearnedMask:
-    """The mask of one seed, on the mask-learning halves; or the one of a control."""
+Runs = Mapping[int, Checkpoint]
+
+
+def learn(
+    inputs: Inputs,
+    mask: Mask,
+    seed: int,
+    control: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    edited: Mapping[str, torch.Tensor] | None = None,
+) -> LearnedMask:
+    """The mask of one seed, on the mask-learning halves; or the one of a control.
+
+    Args:
+        edited: tensors of theta_pre that are not the published ones (METHOD, reading 9).
+    """
     generator, rho = torch.Generator().manual_seed(seed), inputs.settings.rho
     if control == "zeroed_signal":
-        return learn_without_signal(tensor_shapes(inputs.tensors), mask, rho, generator)
+        return learn_without_signal(tensor_shapes(inputs.tensors), mask, rho, generator, inputs.device)
     sides = {side: inputs.data.select(side, ["mask_learning"]) for side in SIDES}
-    unet = load_unet(inputs.model).to(inputs.device)
+    unet = load_unet(inputs.model)
+    load_tensors(unet, edited or {})
+    unet.to(inputs.device)
     schedule, start = NoiseSchedule.of(load_scheduler(inputs.model)), load_finetuned(inputs.finetuned)
-    learner = MaskLearner(unet, schedule, sides, start, mask, rho, generator)
-    return learner.one_shot() if control == "one_shot" else learner.learn(f"learning the mask (seed {seed})")
+    learner = MaskLearner(unet, schedule, sides, start, mask, rho, generator, inputs.settings.compute)
+    if control == "one_shot":
+        return learner.one_shot()
+    return learner.learn(f"learning the mask (seed {seed})", checkpoint, inputs.meter)
+
+
+def learn_all(
+    inputs: Inputs,
+    mask: Mask,
+    control: str | None,
+    edited: Mapping[str, torch.Tensor],
+    running: Runs,
+    ready: Runs,
+) -> list[LearnedMask]:
+    """The masks of all seeds, the first of which is the arm's own, side by side.
+
+    Those that an earlier process finished before it was killed are read back.
+
+    Args:
+        running, ready: by seed, where its run leaves its state, and its mask once it is whole.
+    """
+
+    def task(seed: int) -> Any:
+        def learn_and_save() -> None:
+            learned = learn(inputs, mask, seed, control, running[seed], edited)
+            parts = {"logits": learned.logits, "initial_logits": learned.initial_logits}
+            costs = {key: value for key, value in vars(inputs.meter).items() if key != "device"}
+            ready[seed].save({**parts, "history": vars(learned.history), "costs": costs})
+            running[seed].clear()
+
+        return learn_and_save
+
+    missing = {str(seed): task(seed) for seed, checkpoint in ready.items() if checkpoint.load() is None}
+    if missing:
+        run_side_by_side(missing, inputs.workers, inputs.device)
+    found = [checkpoint.load() or {} for checkpoint in ready.values()]
+    vars(inputs.meter).update(found[0]["costs"])  # those of a process of its own, and of one mask alone
+    shapes = {name: tuple(shape) for name, shape in tensor_shapes(inputs.tensors).items()}
+    return [
+        LearnedMask(shapes, mask.granularity, s["logits"], s["initial_logits"], MaskHistory(**s["history"]))
+        for s in found
+    ]
 
 
 def protect(inputs: Inputs) -> Protected:
@@ -60,27 +118,33 @@ def protect(inputs: Inputs) -> Protected:
     assert mask is not None
     control = inputs.arm.method if inputs.arm.method in CONTROLS else None
     seeds = [settings.seed + offset for offset in range(mask.diagnostic_seeds + 1)]
-    with tempfile.TemporaryDirectory() as scratch:
-
-        def task(seed: int) -> Any:
-            def learn_and_save() -> None:
-                learned = learn(inputs, mask, seed, control)
-                with write_atomically(Path(scratch, f"{seed}.pt")) as temporary:  # a full disk is told in one line
-                    torch.save(learned, temporary)
-
-            return learn_and_save
-
-        run_side_by_side({str(seed): task(seed) for seed in seeds}, inputs.workers, inputs.device)
-        learned, *others = [torch.load(f"{scratch}/{seed}.pt", weights_only=False) for seed in seeds]
+    edited = erase(inputs, "A").edited if mask.start == "uce" else {}
+    running, ready = {}, {}
+    if control == "zeroed_signal":  # trains nothing
+        masks = [learn(inputs, mask, seed, control) for seed in seeds]
+    else:
+        start = {"+".join(sides): model_hash(tensors) for sides, tensors in load_finetuned(inputs.finetuned).items()}
+        running, ready = (
+            {seed: inputs.checkpoint(f"{seed}-{what}", start=start) for seed in seeds} for what in ("running", "ready")
+        )
+        masks = learn_all(inputs, mask, control, edited, running, ready)
+    learned, *others = masks
     shapes = tensor_shapes(inputs.tensors)
-    told = {"rho": rho, "seed": settings.seed, **mask.model_dump(exclude={"of_profile", "diagnostic_seeds"})}
+    told = {"rho": rho, "seed": settings.seed, **mask.model_dump(exclude=UNTOLD)}
     protected = Protected(
-        inputs.arm.method, settings=told, granularity=mask.granularity, frozen_units=learned.frozen_units(rho)
+        inputs.arm.method,
+        edited=edited,
+        settings=told,
+        granularity=mask.granularity,
+        frozen_units=learned.frozen_units(rho),
     )
     if control:
         agreement = [overlap_of_units(learned.top(rho), other.top(rho)) for other in others]
         diagnostics = {"overlap_expected_by_chance": rho, "overlap_across_seeds": agreement}
     else:
-        silent = learn_without_signal(shapes, mask, rho, torch.Generator().manual_seed(settings.seed))
+        generator = torch.Generator().manual_seed(settings.seed)
+        silent = learn_without_signal(shapes, mask, rho, generator, inputs.device)
         diagnostics = mask_diagnostics(learned, rho, silent, others)
+    for checkpoint in (*running.values(), *ready.values()):
+        checkpoint.clear()
     return replace(protected, diagnostics={**mask_sizes(protected, shapes), **diagnostics})

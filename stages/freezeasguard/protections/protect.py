@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
@@ -16,6 +16,7 @@ from freezeasguard.settings.resolve import ProtectSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from freezeasguard.checkpoints import Checkpoint
     from freezeasguard.costs import Meter
     from freezeasguard.models.latents import CaseData
 
@@ -55,6 +56,32 @@ class Inputs:
         from freezeasguard.models.diffusion import stored_tensors
 
         return stored_tensors(self.model)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that training for this arm depends on, but for theta_ft and a seed of its own: see `checkpoint`."""
+        import torch
+
+        from freezeasguard.checkpoints import digest
+        from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, model_hash
+
+        schedule = NoiseSchedule.of(load_scheduler(self.model))
+        when = dict.fromkeys(("mask", "imma"), {"checkpoint_minutes"})
+        return {
+            "settings": self.settings.model_dump(mode="json", exclude=when),  # pyright: ignore[reportArgumentType]
+            "model": model_hash(self.tensors),
+            "schedule": [schedule.prediction_type, digest(schedule.alphas_cumprod)],
+            "data": [digest(self.data.latents), digest(self.data.text), self.data.index.to_csv()],
+            "device": self.device.partition(":")[0],
+            "torch": str(torch.__version__),  # a plain string: a checkpoint holds no other classes
+        }
+
+    def checkpoint(self, name: str, **more: Any) -> Checkpoint:
+        """Where a run of this arm leaves its state; `more` is what it depends on beside `identity`."""
+        from freezeasguard.checkpoints import CHECKPOINTS, Checkpoint
+
+        path = CHECKPOINTS / f"protect-{self.latents.name}-{self.arm.name}-{name}.pt"
+        return Checkpoint(path, {**self.identity, "name": name, **more})
 
     @cached_property
     def meter(self) -> Meter:

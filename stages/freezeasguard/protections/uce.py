@@ -141,9 +141,9 @@ def uce_edit(
     }
 
 
-def protect(inputs: Inputs) -> Protected:
+def erase(inputs: Inputs, reading: str) -> Protected:
     """The illegal classes' names, or the case's own concepts, are edited out of the cross-attention."""
-    settings, reading = inputs.settings, READINGS[inputs.arm.method]
+    settings = inputs.settings
     assert settings.uce is not None
     unet = load_unet(inputs.model)
     index = inputs.data.index
@@ -156,3 +156,7 @@ def protect(inputs: Inputs) -> Protected:
     }
     told = {"reading": reading, **settings.uce.model_dump(), "concepts": concepts, "guide": settings.guide}
     return Protected("uce", frozenset(), edited, told, {"n_edited": len(edited), "relative_change": moved})
+
+
+def protect(inputs: Inputs) -> Protected:
+    return erase(inputs, READINGS[inputs.arm.method])

@@ -101,6 +101,10 @@ class Mask(Block):
     """What a profile's size makes of a preset: {freezeasguard: {mask_steps: 12}}."""
     diagnostic_seeds: Annotated[Count, Field(le=100)] = 1
     """Further runs from other seeds, only to report how far the masks agree."""
+    start: Literal["pretrained", "uce"] = "pretrained"
+    """The model that is protected: as published (paper), or with the illegal concepts erased first, by UCE's reading A
+    and the block `uce` (authors' scripts; their README calls it optional, and so every preset leaves it to you).
+    theta_ft is the published model's either way."""
     users: Literal["joint", "per_side"]
     """joint: one user fine-tunes on both sides (paper). per_side: one user a side (our extension)."""
     mask_steps: Positive
@@ -150,6 +154,8 @@ class Mask(Block):
     """Learning rate eta_2 of the simulated user; null: that of the case's own users."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """float32, or bfloat16 for logits and delta (authors' code)."""
+    checkpoint_minutes: PositiveFloat = 10
+    """How often a run leaves its state, to go on from after a kill: 28 GB of Stable Diffusion v1.5 with two users."""
 
     @model_validator(mode="before")
     @classmethod

@@ -29,3 +29,5 @@ class IMMA(Block):
     """all: self and cross attention, what the published code trains; cross: what its file name says."""
     weight_decay: NotNegative = 1e-2
     max_grad_norm: PositiveFloat = 1.0
+    checkpoint_minutes: PositiveFloat = 10
+    """How often a run leaves its state, to go on from after a kill: 12 GB of Stable Diffusion v1.5."""

@@ -120,12 +120,12 @@ def protect_settings(params: Params, case: str, arm: Arm) -> ProtectSettings:
     block = arm.kind.block
     if block == "mask":
         own["mask"] = params.mask_block(case, arm)
-    elif block == "uce":
+    if block == "uce" or (block == "mask" and own["mask"].start == "uce"):
         concepts = params.cases[case].concepts if params.roles == "given" else []
         own |= {"uce": params.uce, "concepts": concepts, "guide": params.cases[case].guide}
     elif block == "imma":
         own["imma"] = params.imma
-    elif block:
+    elif block and block != "mask":
         own["own"] = params.methods.get(block, {})
     seed = 0 if arm.method in ("full", "uce", "uce_b") else params.seed  # nothing is drawn
     return ProtectSettings(seed=seed, compute=params.compute, arm=arm.name, rho=arm.rho(params.rho), **own)
