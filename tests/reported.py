@@ -78,6 +78,8 @@ def write_cells(params: Params, root: Path) -> None:
             for i in range(N_IMAGES):
                 write_image(root / "data/images" / case / arm.name / side / f"{i}.png", shade(a, s, i))
         (root / "data/images" / case / arm.name / "index.csv").write_text(index)
+        costs = {side: cost(arm.rho(params.rho), s, trained=not arm.before) for s, side in enumerate(SIDES)}
+        write_json(root / "data/costs/adapt" / f"{case}-{arm.name}.json", {"users": costs})
         write_json(root / "reports/scores" / case / f"{arm.name}.json", scores)
     for _, arm in params.protected:
         diagnostics = {"share_of_parameters_frozen": arm.rho(params.rho), "mask_bytes": 2048}
@@ -89,6 +91,13 @@ def write_cells(params: Params, root: Path) -> None:
         if arm.kind.learned:
             content["diagnostics"] = {**diagnostics, **learned_diagnostics(params.rho)}
         write_json(root / "data/protected" / case / arm.name / "protected.json", sealed(content))
+
+
+def cost(rho: float, side: int, *, trained: bool = True) -> dict[str, Any]:
+    """What a user's training took, as the stage `adapt` tells it on a GPU."""
+    seconds = (0.5 + 0.1 * side) * (1 - 0.25 * rho) if trained else None
+    peak = round((8 + side) * 2**30 * (1 - 0.5 * rho)) if trained else None
+    return {"device": "toy GPU", "steps": 4 * trained, "median_step_s": seconds, "peak_bytes": peak}
 
 
 def learned_diagnostics(rho: float) -> dict[str, Any]:

@@ -27,9 +27,7 @@ def sd_unet(**other: Any) -> torch.nn.Module:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        return UNet2DConditionModel(
-            **{"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, **other}
-        )
+        return UNet2DConditionModel(**{"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, **other})
 
 
 @pytest.mark.parametrize("of", ["miniature", "sd-1.5", "sd-2.1"])
