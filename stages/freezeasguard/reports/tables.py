@@ -9,6 +9,7 @@ from pathlib import Path
 
 from freezeasguard.arms import Arm
 from freezeasguard.reading import read_json
+from freezeasguard.reports.claims import write_claims
 from freezeasguard.reports.masks import write_mask_report
 from freezeasguard.reports.measures import CaseScores, fall_of_quality, read_scores, score_entry
 from freezeasguard.reports.paper import (
@@ -203,6 +204,6 @@ def write_tables(params: Params, reports: Path, data: Path) -> list[Path]:
         written.append(
             write_table(path.with_name(f"{path.name}-differences"), f"{title}: differences", header, rows, notes)
         )
-    written += write_paper_tables(params, reports, data)
+    written += [*write_paper_tables(params, reports, data), write_claims(params, reports, data)]
     write_summary(params, reports, data)
     return [*written, *write_mask_report(params, data, reports)]
