@@ -255,7 +255,8 @@ def write_claims(params: Params, reports: Path, data: Path) -> Path:
     notes = [
         f"Profile {params.profile}, seed {params.seed}, mask preset {params.mask.preset}. Ours: {world}.",
         "What decides each claim was fixed before any run (stages/freezeasguard/reports/claims.yaml). A claim holds "
-        "where the whole interval clears its bound, does not hold where none of it does; no correction for their number.",
+        "where the whole interval clears its bound, and does not hold where none of it does. Uncorrected for their "
+        "number.",
         "Falls of quality: THE bootstrap over class, prompt and image, both arms on the same prompts and noise. Costs "
         "and losses: the mean over users, between the smallest and the largest.",
     ]

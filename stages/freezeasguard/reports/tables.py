@@ -57,11 +57,13 @@ def table_name(params: Params, case_name: str) -> str:
 def table_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str], list[list[str]]]:
     """Header and rows: an arm and a side each, our value with interval, the paper's value.
 
-    What the paper prints and no score of ours stands in for, keeps its column; nobody has rated our images.
+    Where a score of ours stands beside one of the paper's, what else the paper prints keeps its column; nobody has
+    rated our images.
     """
     names = params.domain_of(case_name).score_names()
     printed = printed_metrics(paper_table(params, case_name))
-    unscored = [metric for metric in printed if metric not in {SCORES[name].paper_metric for name in names}]
+    scored = {SCORES[name].paper_metric for name in names}
+    unscored = [metric for metric in printed if metric not in scored] if scored.intersection(printed) else []
     header = ["Arm", "Side"]
     for name in names:
         kind = SCORES[name]
