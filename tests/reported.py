@@ -126,4 +126,5 @@ def learned_diagnostics(rho: float) -> dict[str, Any]:
         "loss": curve,
         "mean_mask": [rho, rho],
         "saturated": [0.0, 0.1],
+        "user_loss": [0.1 * step for step in range(12)],  # two updates of the mask, three steps, two users
     }
