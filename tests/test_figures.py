@@ -15,7 +15,6 @@ from freezeasguard.reports import curves
 from freezeasguard.reports.curves import generic_score, rho_figure, simulated_user_figure
 from freezeasguard.reports.figures import methods_of, sample_grid, write_figures
 from freezeasguard.reports.measures import CaseScores
-from freezeasguard.reports.report import write_report
 from freezeasguard.reports.survey import caption_sheet, contact_sheet
 from freezeasguard.reports.tables import write_tables
 from freezeasguard.settings.params import Params
@@ -207,20 +206,3 @@ def test_tradeoff_points_keep_their_sides(whole: tuple[Params, Path]) -> None:
     write_cells(params, root / "other")
     rows = {row[1]: row[2:] for row in tradeoff_rows(CaseScores(params, "portraits", root / "other/reports"))}
     assert rows["freezeasguard"] == ["0.5", "0.47"] and rows["pretrained"] == ["0", "0"]
-
-
-def test_the_page_shows_tables_figures_and_the_study(whole: tuple[Params, Path]) -> None:
-    params, root = whole
-    reports = root / "reports"
-    counts = '{"in": 3, "kept": 2, "rejected": {"unreadable": 1}}'
-    for domain in params.domains:
-        (reports / "data" / domain).mkdir(parents=True, exist_ok=True)
-        (reports / "data" / domain / "counts.json").write_text(counts)
-    without = write_report(params, reports).read_text()
-    assert "tradeoff-portraits.png" in without and "mask-learning-portraits-freezeasguard.png" in without
-    assert "Recogniser distance" in without and "unreadable" in without and "Study:" not in without
-    (reports / "study/tables").mkdir(parents=True)
-    (reports / "study/tables/study-portraits.csv").write_text("Mask,n\nFG-30%,3\n")
-    (reports / "study/tables/study-portraits.md").write_text("- A note <of> it.\n")
-    page = write_report(params, reports).read_text()
-    assert "Study: study-portraits" in page and "A note &lt;of&gt; it." in page
