@@ -124,13 +124,13 @@ def test_table_8_reads_the_users_costs_and_never_the_papers(tmp_path: Path) -> N
     mean = (cost(0.8, 0)["median_step_s"] + cost(0.8, 1)["median_step_s"]) / 2
     assert float(own["Step (s) ↓"]) == pytest.approx(mean, abs=1e-3)
     assert own["Step: ratio to no freezing"] == "0.80 [0.80, 0.80]" and own["paper: Step: ratio"] == "0.78"
-    assert own["GPU memory: ratio to no freezing"].startswith("0.60") and own["paper: GPU memory (GB)"] == "9.49"
-    assert float(own["GPU memory (GiB) ↓"]) == pytest.approx(9 * 0.6)
+    assert own["Memory: ratio to no freezing"].startswith("0.60") and own["paper: Memory (GB)"] == "9.49"
+    assert float(own["Memory (GiB) ↓"]) == pytest.approx(9 * 0.6)
     path = tmp_path / "data/costs/adapt/faces-freezeasguard-80.json"
     users = json.loads(path.read_text())["users"]
     write_json(path, {"users": {user: {**one, "device": "cpu", "peak_bytes": None} for user, one in users.items()}})
     on_cpu = {row["rho"]: row for row in rendered(params, tmp_path, 8)}["80%"]
-    assert on_cpu["GPU memory (GiB) ↓"] == on_cpu["GPU memory: ratio to no freezing"] == "-"
+    assert on_cpu["Memory (GiB) ↓"] == on_cpu["Memory: ratio to no freezing"] == "-"
     path.unlink()
     with pytest.raises(FreezeAsGuardError, match=r"is missing; run `dvc repro -f adapt@faces-freezeasguard-80`"):
         write_paper_tables(params, tmp_path / "reports", tmp_path / "data")

@@ -128,7 +128,8 @@ def component_rows(params: Params, table: int, reports: Path) -> tuple[list[str]
 def read_costs(data: Path, case: str, arm: str) -> dict[str, dict[str, Any]]:
     """user -> device, steps, median_step_s, peak_bytes; null where nothing was measured."""
     path = data / "costs" / "adapt" / f"{case}-{arm}.json"
-    return read_json(path, f"run `dvc repro -f adapt@{case}-{arm}`", keys=("users",))["users"]
+    costs = read_json(path, f"run `dvc repro -f adapt@{case}-{arm}`")
+    return costs.get("users", costs)
 
 
 COSTS: dict[str, tuple[str, Callable[[list[float]], float]]] = {
@@ -164,7 +165,7 @@ def cost_rows(params: Params, case: str, data: Path) -> tuple[list[str], list[li
     arms = cost_arms(params, case)
     costs = {rho: read_costs(data, case, arm.name) for rho, arm in arms.items()}
     header = ["rho", "Arm"]
-    for label, unit in (("Step", "s"), ("GPU memory", "GiB")):
+    for label, unit in (("Step", "s"), ("Memory", "GiB")):
         header += [f"{label} ({unit}) ↓", f"{label}: ratio to no freezing", f"paper: {label} ({unit.replace('i', '')})"]
         header += [f"paper: {label}: ratio"]
     rows = []
@@ -180,9 +181,9 @@ def cost_rows(params: Params, case: str, data: Path) -> tuple[list[str], list[li
     devices = sorted({user["device"] for users in costs.values() for user in users.values()})
     notes = [
         f"Case {case}, model {params.cases[case].model}, on {', '.join(devices)}; the paper's: SD v1.5 on an A6000.",
-        "Step: the mean over users of their median step; GPU memory: the peak that torch allocated, of the user who "
-        "took most, - on a CPU, where it is not measured. Ratio: mean over users [smallest, largest]. Users of a CPU "
-        "may train side by side, which makes their steps longer.",
+        "Step: the mean over users of their median step; memory: the most that was allocated at once, of the user who "
+        "took most (on a CPU: by tensors). Ratio: mean over users [smallest, largest]. Users of a CPU may train side by "
+        "side, which makes their steps longer. A dash: not measured.",
     ]
     return header, rows, notes
 
