@@ -182,8 +182,8 @@ def cost_rows(params: Params, case: str, data: Path) -> tuple[list[str], list[li
     notes = [
         f"Case {case}, model {params.cases[case].model}, on {', '.join(devices)}; the paper's: SD v1.5 on an A6000.",
         "Step: the mean over users of their median step; memory: the most that was allocated at once, of the user who "
-        "took most (on a CPU: by tensors). Ratio: mean over users [smallest, largest]. Users of a CPU may train side by "
-        "side, which makes their steps longer. A dash: not measured.",
+        "took most (on a CPU: by tensors). Ratio: mean over users [smallest, largest]. Users of a CPU may train side "
+        "by side, which makes their steps longer. A dash: not measured.",
     ]
     return header, rows, notes
 
