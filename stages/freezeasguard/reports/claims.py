@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME = "claims"
+NOT_RUN = "not run in this profile"
 EARLY_STEPS = 10
 """Within which the paper sees most of the fall of the loss (App. B)."""
 HEADER = ["Claim", "Section", "Paper", "Decided by", "Ours [95% interval]", "Test", "Verdict"]
@@ -223,11 +224,11 @@ class Decider:
         case = self.case_of(claim)
         if case is None:
             where = f"Table {claim.table}" + (f", column {claim.column}" if claim.column else "")
-            return [*told, f"{where}: no case", "-", claim.bound, "not run in this profile"]
+            return [*told, f"{where}: no case", "-", claim.bound, NOT_RUN]
         wanted = {"full", claim.arm, claim.against, *(claim.minus or ())}
         arms = {name: arm_at(self.params, case, name) for name in sorted(wanted)}
         if missing := [name for name, arm in arms.items() if arm is None]:
-            return [*told, f"{case}: no arm {', '.join(missing)}", "-", claim.bound, "not run in this profile"]
+            return [*told, f"{case}: no arm {', '.join(missing)}", "-", claim.bound, NOT_RUN]
         known = {name: arm for name, arm in arms.items() if arm is not None}
         by, found = self.figure(claim, case, known)
         decided = f"{case}, {self._compared(claim, known)}, {by}"

@@ -14,7 +14,7 @@ import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.reading import read_json, read_png
 from freezeasguard.reports.claims import NAME as CLAIMS
+from freezeasguard.reports.claims import NOT_RUN
 from freezeasguard.reports.masks import NAME as MASKS
 from freezeasguard.reports.paper import GATHERED, n_classes
 from freezeasguard.reports.paper_tables import read_costs
@@ -111,7 +112,8 @@ def make_table(name: str, title: str, header: list[str], rows: list[list[str]], 
             return Cell(text, verdict_kind(text))
         if numeric[at]:
             number = leading_number(text)
-            return Cell(text, "number", -1e99 if number is None else number)
+            kind = "number wider" if len(text) > 12 else "number"
+            return Cell(text, kind, -1e99 if number is None else number)
         return Cell(text, "long" if len(text) > 60 else "text" if len(text) > 24 else "")
 
     return Table(name, title, header, [[cell(t, i) for i, t in enumerate(row)] for row in rows], list(notes))
@@ -263,6 +265,7 @@ def content(params: Params, reports: Path, data: Path, album: Album) -> dict[str
     differences = [f"{name}-differences" for name in own]
     study = sorted(path.with_suffix("") for path in (reports / "study" / "tables").glob("*.csv"))
     claims = read_rendered(tables / CLAIMS)
+    not_run = [row for row in claims.rows if row[-1].text == NOT_RUN]
     studied = [read_rendered(path) for path in study]
     further = [read_rendered(tables / name) for name in sorted({*own, *differences} - set(shown))]
     ratios = [figures / f"tradeoff-rho-{case}.png" for case in params.cases]
@@ -280,7 +283,8 @@ def content(params: Params, reports: Path, data: Path, album: Album) -> dict[str
         "run": {"profile": params.profile, "about": about, "facts": run_facts(params, reports, data)},
         "sections": SECTIONS,
         "tally": Counter(re.sub(r" with n.*", "", row[-1].text) for row in claims.rows),
-        "claims": claims,
+        "claims": replace(claims, rows=[row for row in claims.rows if row[-1].text != NOT_RUN]),
+        "not_run": Table("claims-not-run", f"Claims {NOT_RUN}", claims.header, not_run),
         "tradeoffs": [
             album.figure(path, f"{case}: fall of quality over the freeze ratio, 95% intervals.", remedy)
             for case, path in zip(params.cases, ratios, strict=True)
