@@ -128,7 +128,7 @@ class Images:
             table = read_table(path, f"run `dvc repro -f score@{self.case}`", columns, ("reference_row",))
             self._tables[arm.name] = table.sort_values("file", kind="stable")
         table = self._tables[arm.name]
-        return table[table["side"] == side].reset_index(drop=True)
+        return table.loc[table["side"] == side].reset_index(drop=True)
 
     def resamples(self, side: str, table: pd.DataFrame) -> list[np.ndarray]:
         import numpy as np
