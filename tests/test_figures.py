@@ -142,6 +142,8 @@ def test_the_simulated_users_losses_are_dealt_by_update_step_and_user(
             [100 * update + 10 * step + user for step in range(4)] for update in (4, 5)
         ]
     assert simulated_user_figure([1.0] * 7, 2, 6, tmp_path / "x.png") is None
+    assert simulated_user_figure([float(i) for i in range(6)], 2, 3, tmp_path / "x.png")
+    assert [list(axis.lines[0].get_ydata()) for axis in figures[1].axes] == [[0, 2, 4], [1, 3, 5]]
 
 
 def test_figures_use_what_a_case_has(whole: tuple[Params, Path]) -> None:

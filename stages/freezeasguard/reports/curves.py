@@ -108,22 +108,26 @@ def cost_figure(scores: CaseScores, data: Path, path: Path) -> Path | None:
 
 
 def simulated_user_figure(losses: list[float], n_users: int, updates: int, path: Path) -> Path | None:
-    """The simulated users' loss in the steps after a mask update (paper, Figure 14).
+    """The simulated users' loss in the steps after a mask update (paper, Figure 14); over all where each has one step.
 
     Args:
         losses: of every user step: by mask update, then step, then user.
         updates: of the mask; None is drawn where the losses do not divide into them.
     """
-    if not losses or len(losses) % (n_users * updates) or len(losses) == n_users * updates:
+    if not losses or len(losses) % (n_users * updates):
         return None
     steps = np.array(losses).reshape(updates, -1, n_users)
     plt = matplotlib_pyplot()
     figure, axes = plt.subplots(1, n_users, figsize=(5 * n_users, 3), sharey=True, squeeze=False)
     for user, axis in enumerate(axes[0]):
-        for update in sorted({min(update, updates) for update in SHOWN_UPDATES}):
-            axis.plot(range(1, steps.shape[1] + 1), steps[update - 1, :, user], marker=".", label=f"round {update}")
+        shown = sorted({min(update, updates) for update in SHOWN_UPDATES})
+        curves = {f"round {update}": steps[update - 1, :, user] for update in shown}
+        if steps.shape[1] == 1:
+            curves = {"one step a round": steps[:, 0, user]}
+        for label, curve in curves.items():
+            axis.plot(range(1, len(curve) + 1), curve, marker=".", label=label)
         axis.set_title(f"simulated {SIDES[user]} user" if n_users > 1 else "simulated user", fontsize=10)
-        axis.set_xlabel("fine-tuning step of the round")
+        axis.set_xlabel("round" if steps.shape[1] == 1 else "fine-tuning step of the round")
         axis.grid(alpha=0.25)
     axes[0][0].set_ylabel("denoising loss")
     axes[0][0].legend(fontsize=8, frameon=False)
