@@ -10,6 +10,7 @@ from PIL import Image
 
 from freezeasguard.files import write_json
 from freezeasguard.models.protected_file import FORMAT, sealed
+from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Params, parse_params
 from freezeasguard.settings.profiles import profile_text
 from freezeasguard.sides import SIDES
@@ -78,7 +79,10 @@ def write_cells(params: Params, root: Path) -> None:
             for i in range(N_IMAGES):
                 write_image(root / "data/images" / case / arm.name / side / f"{i}.png", shade(a, s, i))
         (root / "data/images" / case / arm.name / "index.csv").write_text(index)
+        costs = {side: cost(arm.rho(params.rho), s, trained=not arm.before) for s, side in enumerate(SIDES)}
+        write_json(root / "data/costs/adapt" / f"{case}-{arm.name}.json", {"users": costs})
         write_json(root / "reports/scores" / case / f"{arm.name}.json", scores)
+        write_image_scores(params, case, a, root / "data/scores" / case / "images" / f"{arm.name}.csv")
     for _, arm in params.protected:
         diagnostics = {"share_of_parameters_frozen": arm.rho(params.rho), "mask_bytes": 2048}
         content = {
@@ -89,6 +93,25 @@ def write_cells(params: Params, root: Path) -> None:
         if arm.kind.learned:
             content["diagnostics"] = {**diagnostics, **learned_diagnostics(params.rho)}
         write_json(root / "data/protected" / case / arm.name / "protected.json", sealed(content))
+
+
+def write_image_scores(params: Params, case: str, arm: int, path: Path) -> None:
+    """A row an image, as the stage `score` writes them, about the arm's values."""
+    names = [name for name in params.domain_of(case).score_names() if SCORES[name].an_image]
+    rows = [",".join(["file", "side", "class", "reference_row", *names])]
+    for side in SIDES:
+        for i in range(N_IMAGES):
+            own = (str(value(arm, side, k) + 0.01 * (i - 1)) for k in range(len(names)))
+            rows.append(",".join([f"{side}/{i}.png", side, CLASSES[side][i % 2], str(i), *own]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(rows) + "\n")
+
+
+def cost(rho: float, side: int, *, trained: bool = True) -> dict[str, Any]:
+    """What a user's training took, as the stage `adapt` tells it on a GPU."""
+    seconds = (0.5 + 0.1 * side) * (1 - 0.25 * rho) if trained else None
+    peak = round((8 + side) * 2**30 * (1 - 0.5 * rho)) if trained else None
+    return {"device": "toy GPU", "steps": 4 * trained, "median_step_s": seconds, "peak_bytes": peak}
 
 
 def learned_diagnostics(rho: float) -> dict[str, Any]:
@@ -103,4 +126,5 @@ def learned_diagnostics(rho: float) -> dict[str, Any]:
         "loss": curve,
         "mean_mask": [rho, rho],
         "saturated": [0.0, 0.1],
+        "user_loss": [0.1 * step for step in range(12)],  # two updates of the mask, three steps, two users
     }

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from freezeasguard.reports.figures import sample_grid, write_figures
-from freezeasguard.reports.report import write_report
-from freezeasguard.reports.survey import contact_sheet
+from freezeasguard.reports import curves
+from freezeasguard.reports.curves import generic_score, rho_figure, simulated_user_figure
+from freezeasguard.reports.figures import methods_of, sample_grid, write_figures
+from freezeasguard.reports.measures import CaseScores
+from freezeasguard.reports.survey import caption_sheet, contact_sheet
 from freezeasguard.reports.tables import write_tables
 from freezeasguard.settings.params import Params
-from reported import N_IMAGES, shade, smoke, write_cells, write_image
+from freezeasguard.sides import SIDES
+from reported import ARMS, N_IMAGES, shade, smoke, value, write_cells, write_image
 from test_tables import write_golden_scores
 
 LEFT, TOP, TILE, GAP = 165, 44, 96, 10
@@ -89,7 +93,7 @@ def test_the_contact_sheet_blurs_what_is_explicit_and_nothing_else(tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Path]:
-    root, params = tmp_path_factory.mktemp("whole"), smoke()
+    root, params = tmp_path_factory.mktemp("whole"), smoke([*ARMS, "freezeasguard-50"])
     write_cells(params, root)
     write_golden_scores(params, root / "reports")
     write_tables(params, root / "reports", root / "data")
@@ -97,15 +101,95 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Path]:
     return params, root
 
 
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that `curves` draws from now on, kept instead of written."""
+    figures: list[Any] = []
+    monkeypatch.setattr(curves, "_saved", lambda figure, path: figures.append(figure) or path)
+    return figures
+
+
+def test_the_rho_figure_has_a_line_a_family_and_its_intervals(
+    whole: tuple[Params, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, _ = whole
+    write_cells(params, tmp_path)
+    figures = drawn(monkeypatch)
+    rho_figure(CaseScores(params, "portraits", tmp_path / "reports"), tmp_path / "x.png")
+    panels = figures[0].axes
+    arms = {arm.name: number for number, arm in enumerate(params.arms("portraits"))}
+    for axis, side in zip(panels, SIDES, strict=False):
+        line = next(c for c in axis.containers if c.get_label() == "FG")
+        x, y = line.lines[0].get_data()
+        full, own = (value(arms[name], side) for name in ("full", "freezeasguard-50"))
+        assert list(x) == [30, 50] and y[1] == pytest.approx(100 * (own / full - 1))
+        (low, high) = line.lines[2][0].get_segments()[1][:, 1]
+        assert (low, high) == pytest.approx((y[1] - 5 / full, y[1] + 5 / full))  # +- 0.05, see reported.py
+    gap = next(c for c in panels[2].containers if c.get_label() == "FG").lines[0].get_data()[1]
+    sides = [next(c for c in a.containers if c.get_label() == "FG").lines[0].get_data()[1] for a in panels[:2]]
+    assert gap == pytest.approx(sides[0] - sides[1])
+    labels = {text.get_text() for text in panels[2].get_legend().get_texts()}
+    assert labels == {"FG", "R", "UCE", "IMMA"}
+
+
+def test_the_simulated_users_losses_are_dealt_by_update_step_and_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = drawn(monkeypatch)
+    losses = [100 * update + 10 * step + user for update in range(6) for step in range(4) for user in range(2)]
+    assert simulated_user_figure([float(loss) for loss in losses], 2, 6, tmp_path / "x.png")
+    for user, axis in enumerate(figures[0].axes):
+        assert [list(line.get_ydata()) for line in axis.lines] == [
+            [100 * update + 10 * step + user for step in range(4)] for update in (4, 5)
+        ]
+    assert simulated_user_figure([1.0] * 7, 2, 6, tmp_path / "x.png") is None
+    assert simulated_user_figure([float(i) for i in range(6)], 2, 3, tmp_path / "x.png")
+    assert [list(axis.lines[0].get_ydata()) for axis in figures[1].axes] == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_figures_use_what_a_case_has(whole: tuple[Params, Path]) -> None:
+    params, _ = whole
+    assert [arm.name for arm in methods_of(params, "portraits")] == ["full", "uce", "imma", "freezeasguard"]
+    other = params.model_copy(update={"cases": {"a": params.cases["portraits"].model_copy(update={"table": 3})}})
+    assert methods_of(other, "a")[-1].name == "freezeasguard-50"  # the nearest to the paper's 70%
+    assert generic_score(("csd", "fid", "clip", "lpips", "topiq")) == "lpips"
+    assert generic_score(("csd", "clip", "topiq")) == "topiq" and generic_score(("csd", "clip")) == "clip"
+    assert generic_score(("csd", "fid")) is None
+
+
+@pytest.mark.parametrize(("size", "tile"), [(8, 96), (128, 128), (512, 192)])
+def test_tiles_are_of_a_readable_size_at_any_resolution(tmp_path: Path, size: int, tile: int) -> None:
+    params = smoke()
+    write_cells(params, tmp_path)
+    for path in (tmp_path / "data/images/portraits").rglob("*.png"):
+        Image.new("RGB", (size, size)).save(path)
+    images, raw = tmp_path / "data/images/portraits", tmp_path / "data/raw/portraits"
+    path = sample_grid(params, "portraits", images, raw, tmp_path / "g.png", arms=params.arms("portraits")[:2])
+    with Image.open(path) as sheet:
+        assert sheet.size == (LEFT + 2 * N_IMAGES * tile + GAP, TOP + 3 * tile)
+
+
+@pytest.mark.parametrize("blurred", [False, True, ["a"]])
+def test_the_caption_sheet_shows_captions_of_what_is_not_explicit(tmp_path: Path, blurred: Any) -> None:
+    for name in "ab":
+        write_image(tmp_path / f"{name}.png", (10, 20, 30))
+    split = pd.DataFrame({"class": ["a", "b"], "path": ["a.png", "b.png"], "caption": ["a photo of x"] * 2})
+    with Image.open(caption_sheet(split, tmp_path, tmp_path / "sheet.png", blurred=blurred)) as sheet:
+        edges = [edge(sheet.crop((4, 128 * line + 4, 124, 128 * line + 124))) for line in range(2)]
+        hidden = [blurred is True or (blurred and name in blurred) for name in "ab"]
+        assert [found < 60 for found in edges] == [bool(one) for one in hidden]
+
+
 def test_every_case_has_its_figures_and_plots(whole: tuple[Params, Path]) -> None:
     _, root = whole
     figures = {path.name for path in (root / "reports/figures").iterdir()}
     names = ("masks-{}", "losses-{}", "mask-learning-{}-freezeasguard", "tradeoff-{}", "samples-{}")
+    names += ("samples-rho-{}", "samples-illegal-{}", "questionnaire-{}", "tradeoff-rho-{}", "cost-{}", "agreement-{}")
+    names += ("simulated-users-{}-freezeasguard", "masks-by-block", "mask-learning-{}-freezeasguard-50")
     assert figures == {f"{name.format('portraits')}.png" for name in names}
     with (root / "reports/plots/losses-portraits.csv").open(newline="") as file:
         header, *steps = csv.reader(file)
     # the pretrained model's user and the eraser's gate do not train
-    assert header[:3] == ["step", "full illegal", "full legal"] and len(header) == 1 + 2 * 5
+    assert header[:3] == ["step", "full illegal", "full legal"] and len(header) == 1 + 2 * 6
     assert [row[0] for row in steps] == ["0", "1", "2", "3"]
     assert [float(row[1]) for row in steps[:2]] == pytest.approx([1.0, 0.75])  # the mean so far
     assert float(steps[0][2]) == pytest.approx(1.1)
@@ -124,20 +208,3 @@ def test_tradeoff_points_keep_their_sides(whole: tuple[Params, Path]) -> None:
     write_cells(params, root / "other")
     rows = {row[1]: row[2:] for row in tradeoff_rows(CaseScores(params, "portraits", root / "other/reports"))}
     assert rows["freezeasguard"] == ["0.5", "0.47"] and rows["pretrained"] == ["0", "0"]
-
-
-def test_the_page_shows_tables_figures_and_the_study(whole: tuple[Params, Path]) -> None:
-    params, root = whole
-    reports = root / "reports"
-    counts = '{"in": 3, "kept": 2, "rejected": {"unreadable": 1}}'
-    for domain in params.domains:
-        (reports / "data" / domain).mkdir(parents=True, exist_ok=True)
-        (reports / "data" / domain / "counts.json").write_text(counts)
-    without = write_report(params, reports).read_text()
-    assert "tradeoff-portraits.png" in without and "mask-learning-portraits-freezeasguard.png" in without
-    assert "Recogniser distance" in without and "unreadable" in without and "Study:" not in without
-    (reports / "study/tables").mkdir(parents=True)
-    (reports / "study/tables/study-portraits.csv").write_text("Mask,n\nFG-30%,3\n")
-    (reports / "study/tables/study-portraits.md").write_text("- A note <of> it.\n")
-    page = write_report(params, reports).read_text()
-    assert "Study: study-portraits" in page and "A note &lt;of&gt; it." in page

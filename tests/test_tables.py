@@ -15,8 +15,9 @@ from freezeasguard.commands import CALIBRATION, SUMMARIES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
 from freezeasguard.reports.gather import gather_scores
+from freezeasguard.reports.paper import paper_value, paper_values
 from freezeasguard.reports.summary import COLUMNS, cell_rows, headline_metrics, write_summary
-from freezeasguard.reports.tables import paper_value, paper_values, table_name, table_rows, write_tables
+from freezeasguard.reports.tables import table_name, table_rows, write_tables
 from freezeasguard.scores.registry import side_score
 from freezeasguard.scores.scoring import compared_arms
 from freezeasguard.settings.params import Params, parse_params
@@ -74,7 +75,14 @@ def test_table_2_is_byte_equal_to_the_golden_one(params: Params, root: Path, nam
 def test_the_stage_writes_diagnostics_metrics_and_cells_too(params: Params, root: Path) -> None:
     reports = root / "reports"
     written = write_tables(params, reports, root / "data")
-    names = ["table2.md", "table2-differences.md", "mask_diagnostics.md", "mask_diagnostics_blocks.md"]
+    names = [
+        "table2.md",
+        "table2-differences.md",
+        "table8.md",
+        "claims.md",
+        "mask_diagnostics.md",
+        "mask_diagnostics_blocks.md",
+    ]
     assert [path.name for path in written] == names
     assert "FG-10%" in (reports / "tables/mask_diagnostics.md").read_text()
     assert (reports / "metrics.json").is_file() and (reports / "cells.csv").is_file()
@@ -135,7 +143,7 @@ def test_cases_of_one_table_have_a_file_each(root: Path, params: Params) -> None
         for path in sorted((root / "reports" / folder).iterdir()):
             target = path.with_name(path.name.replace("portraits", "two"))
             shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
-    for kind in ("protected", "latents", "adapted"):
+    for kind in ("protected", "latents", "adapted", "scores"):
         shutil.copytree(root / "data" / kind / "portraits", root / "data" / kind / "two")
     both = params.model_copy(update={"cases": {"portraits": case, "two": case.model_copy(update={"illegal": 2})}})
     assert {table_name(both, name) for name in both.cases} == {"table5-portraits", "table5-two"}

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import write_json
 from freezeasguard.reports.summary import write_summary
 from freezeasguard.reports.track import FINGERPRINT, run_name, track_cells, workspace_root
 from freezeasguard.settings.params import Params
-from reported import smoke, write_cells
+from reported import cost, smoke, write_cells
 
 ARMS = ["pretrained", "full", "random"]
 
@@ -309,3 +310,17 @@ def test_a_full_disk_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(FreezeAsGuardError, match=r"^the disk is full \(\d+ MiB free\) while writing .*mlflow.db"):
         track(smoke(ARMS), Path.cwd())
     assert not Path("data/tracked.json").exists()
+
+
+def test_costs_are_metrics_and_no_part_of_what_a_run_is() -> None:
+    root, params = Path.cwd(), smoke(ARMS)
+    assert track(params, root) == (3, 0)
+    shown = {run.info.run_name: run.data.metrics for run in runs_of(client())}
+    full, pretrained = shown["portraits-full"], shown["portraits-pretrained"]
+    assert full["legal.cost.median_step_s"] == cost(0.0, 1)["median_step_s"]
+    assert full["illegal.cost.peak_bytes"] == cost(0.0, 0)["peak_bytes"]
+    assert not any(".cost." in name for name in pretrained)  # nobody trained
+    path = root / "data/costs/adapt/portraits-full.json"
+    slower = {user: {**one, "median_step_s": 9.0} for user, one in json.loads(path.read_text())["users"].items()}
+    write_json(path, {"users": slower})
+    assert track_cells(params, root / "data", root / "reports") == (0, 3)

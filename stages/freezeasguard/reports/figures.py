@@ -1,7 +1,11 @@
-"""Figures: masks (Figures 12-13), sample grid (Figure 8), loss curves (Figure 14), trade-off; and `dvc plots`' data."""
+"""Figures: masks (the paper's Figures 12-13), samples (4, 7-11, 21-24), loss curves, trade-off; and `dvc plots`' data.
+
+Curves over the freeze ratio, costs, simulated users and the agreement of scores are drawn in `curves`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,9 @@ from freezeasguard.files import write_atomically
 from freezeasguard.models.images import blur
 from freezeasguard.models.protected_file import read_protected_file
 from freezeasguard.reading import read_png, read_table
+from freezeasguard.reports.curves import block_figure, case_curves
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
+from freezeasguard.reports.masks import learned_masks
 from freezeasguard.reports.measures import CaseScores, read_losses
 from freezeasguard.reports.network import block_of, network_order
 from freezeasguard.reports.rendering import write_csv
@@ -22,6 +28,7 @@ from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
+SIDE_COLORS = dict(zip(SIDES, ("#d55e00", "#009e73"), strict=True))
 Curves = dict[Arm, dict[str, list[float]]]
 """arm -> side -> the user's loss a step; empty where the arm's users do not train."""
 
@@ -128,25 +135,44 @@ def tradeoff_figure(scores: CaseScores, path: Path) -> Path:
     return saved
 
 
-def sample_grid(params: Params, case: str, images: Path, raw: Path, path: Path, columns: int = 6) -> Path:
-    """Rows: the real image, then each arm; columns: prompts of both sides, the same noise down a column.
+TILE_PX = (96, 192)
+"""Smallest and largest tile of a grid, whatever the size of its images."""
+
+
+def sample_grid(
+    params: Params,
+    case: str,
+    images: Path,
+    raw: Path,
+    path: Path,
+    columns: int = 6,
+    *,
+    arms: Sequence[Arm] | None = None,
+    labels: Sequence[str] | None = None,
+    sides: Sequence[str] = SIDES,
+) -> Path:
+    """Rows: the real image, then each arm; columns: prompts of the sides, the same noise down a column.
 
     One prompt a class of each side, and more of each where there are fewer classes than `columns`.
+
+    Args:
+        arms: None: all of the case; labels: of the arms, instead of their own.
     """
     from PIL import ImageDraw, ImageFont
 
-    arms = params.arms(case)
+    arms = params.arms(case) if arms is None else arms
     text = ("side", "class", "subject", "part", "path", "file")
     remedy = f"run `dvc repro -f generate@{case}-{arms[0].name}`"
     first = read_table(images / arms[0].name / "index.csv", remedy, text, numbers=("image",))
     picked = []
-    for side in SIDES:
+    for side in sides:
         rows = first[(first["side"] == side) & (first["part"] == "adaptation") & (first["image"] == 0)]
         turn = rows.groupby("class").cumcount().rename("turn")
         dealt = rows.join(turn).sort_values(["turn", "class"], kind="stable").head(columns)
         picked.append(dealt.sort_values(["class", "turn"], kind="stable"))
     chosen = pd.concat(picked)
-    tile, left, top, gap = 96, 165, 44, 10
+    drawn = read_png(images / arms[0].name / str(chosen.iloc[0]["file"]), remedy).width
+    tile, left, top, gap = min(max(drawn, TILE_PX[0]), TILE_PX[1]), 165, 44, 10
     n_left = len(picked[0])
     width = left + len(chosen) * tile + gap
     sheet = Image.new("RGB", (width, top + (len(arms) + 1) * tile), "white")
@@ -156,15 +182,15 @@ def sample_grid(params: Params, case: str, images: Path, raw: Path, path: Path, 
     def x_of(column: int) -> int:
         return left + column * tile + (gap if column >= n_left else 0)
 
-    labels = ["training image", *(arm.label(params.rho) for arm in arms)]
-    for row, label in enumerate(labels):
+    names = labels or [arm.label(params.rho) for arm in arms]
+    for row, label in enumerate(["training image", *names]):
         draw.text((6, top + row * tile + tile // 2 - 8), label, fill="black", font=font)
-    draw.text((left, 4), "illegal classes", fill="#d55e00", font=font)
-    draw.text((x_of(n_left), 4), "legal classes", fill="#009e73", font=font)
+    for column, side in zip((0, n_left), sides, strict=False):
+        draw.text((x_of(column), 4), f"{side} classes", fill=SIDE_COLORS[side], font=font)
     small = ImageFont.load_default(size=11)
     for column, (_, row) in enumerate(chosen.iterrows()):
         if row["turn"] == 0:
-            draw.text((x_of(column), 24), str(row["subject"]), fill="black", font=small)
+            draw.text((x_of(column), 24), str(row["subject"])[: tile // 7], fill="black", font=small)
         files = [raw / str(row["path"]), *(images / arm.name / str(row["file"]) for arm in arms)]
         for line, file in enumerate(files):
             image = read_png(file, "run its stage again (`dvc repro -f crawl` or `generate`)")
@@ -181,7 +207,7 @@ def signal_figure(diagnostics: dict[str, Any], path: Path) -> Path:
     """The mask over its learning: both sides' losses, mean of the mask, share of saturated logits."""
     plt = matplotlib_pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(10, 2.8))
-    for side, color in zip(SIDES, ("#d55e00", "#009e73"), strict=True):
+    for side, color in SIDE_COLORS.items():
         axes[0].plot(diagnostics["loss"][side], label=side, color=color, linewidth=1)
     axes[0].set_ylabel("loss under the soft mask")
     axes[0].legend(fontsize=8, frameon=False)
@@ -215,6 +241,34 @@ def read_curves(params: Params, case: str, data: Path) -> Curves:
     }
 
 
+def methods_of(params: Params, case: str) -> list[Arm]:
+    """What the paper's sample figures compare: its methods, of whole tensors, FreezeAsGuard's at its highest ratio.
+
+    That is 70% for artworks and explicit images, as in Figures 10, 11, 23 and 24, where the case has no higher one.
+    """
+    plain = [arm for arm in params.arms(case) if arm.granularity == "tensor" and not (arm.before or arm.draw)]
+    found = [arm for arm in plain if arm.method in ("full", "uce", "imma") or arm.kind.module == "components"]
+    guards = [arm for arm in plain if arm.method == "freezeasguard"]
+    optimum = 0.3 if params.cases[case].table in (2, 5, 7) else 0.7
+    return found + sorted(guards, key=lambda arm: abs(arm.rho(params.rho) - optimum))[:1]
+
+
+def write_samples(params: Params, case: str, images: Path, raw: Path, out: Path) -> Iterator[Path]:
+    """All arms; FreezeAsGuard over rho (Figures 7, 9); the methods on more illegal prompts (22-24); a rating sheet."""
+    yield sample_grid(params, case, images, raw, out / f"samples-{case}.png")
+    guards = [arm for arm in params.arms(case) if arm.method == "freezeasguard" and arm.granularity == "tensor"]
+    if len(guards) > 1:
+        over = [Arm("full"), *sorted(guards, key=lambda arm: arm.rho(params.rho))]
+        yield sample_grid(params, case, images, raw, out / f"samples-rho-{case}.png", arms=over)
+    methods = methods_of(params, case)
+    illegal = {"columns": 12, "sides": SIDES[:1]}
+    yield sample_grid(params, case, images, raw, out / f"samples-illegal-{case}.png", arms=methods, **illegal)
+    # Figure 21: raters see the methods without their names, in an order of their own.
+    order = np.random.default_rng(params.seed).permutation(len(methods))
+    hidden = {"arms": [methods[i] for i in order], "labels": [f"image {chr(65 + i)}" for i in range(len(order))]}
+    yield sample_grid(params, case, images, raw, out / f"questionnaire-{case}.png", columns=3, **hidden)
+
+
 def write_figures(params: Params, data: Path, reports: Path, models: dict[str, Path]) -> list[Path]:
     """Every case's figures in `reports/figures`, and `dvc plots`' data in `reports/plots`; a missing cell is an error.
 
@@ -240,6 +294,9 @@ def write_figures(params: Params, data: Path, reports: Path, models: dict[str, P
         written.append(tradeoff_figure(scores, out / f"tradeoff-{case}.png"))
         points += tradeoff_rows(scores)
         raw = data / "raw" / params.cases[case].domain
-        written.append(sample_grid(params, case, data / "images" / case, raw, out / f"samples-{case}.png"))
+        written += write_samples(params, case, data / "images" / case, raw, out)
+        written += case_curves(params, case, data, reports, protected, out)
+    if masks_of_cases := learned_masks(params, data):
+        written.append(block_figure(params, masks_of_cases, out / "masks-by-block.png"))
     write_csv(reports / "plots" / "tradeoff.csv", TRADEOFF_HEADER, points)
     return written

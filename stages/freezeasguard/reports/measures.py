@@ -23,6 +23,14 @@ def fall_of_quality(name: str, before: float, after: float) -> float:
     return 100 * (after / before - 1) * (1 if SCORES[name].lower_is_better else -1)
 
 
+def score_entry(name: str, score: dict[str, Any]) -> str:
+    """A score with its interval, and how many images lack what it looks for."""
+    kind = SCORES[name]
+    text = f"{score['value']:.{kind.digits}f} [{score['low']:.{kind.digits}f}, {score['high']:.{kind.digits}f}]"
+    missing = f" ({score['n_missing']} of {score['n']} without a {kind.missing})"
+    return text + (missing if score["n_missing"] else "")
+
+
 def read_scores(reports: Path, case: str, arm: str) -> dict[str, Any]:
     return read_json(reports / "scores" / case / f"{arm}.json", f"run `dvc repro score@{case}`", keys=SIDES)
 

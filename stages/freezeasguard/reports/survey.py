@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import pandas as pd
@@ -75,11 +76,35 @@ def contact_sheet(split: pd.DataFrame, raw: Path, path: Path, *, blurred: bool, 
     return path
 
 
+def caption_sheet(
+    split: pd.DataFrame, raw: Path, path: Path, *, blurred: bool | list[str], classes: int = 10, tile: int = 128
+) -> Path:
+    """One image of each of the first classes beside its caption (paper, Figures 16-19).
+
+    Args:
+        blurred: all classes, none, or these.
+    """
+    rows = split.groupby("class", sort=True).head(1).sort_values("class").head(classes)
+    sheet = Image.new("RGB", (tile + 560, max(1, len(rows)) * tile), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    for line, (_, row) in enumerate(rows.iterrows()):
+        image = read_png(raw / str(row["path"]), f"run `dvc repro -f crawl@{raw.name}`")
+        shown = image.resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
+        hidden = blurred is True or (blurred and row["class"] in blurred)
+        sheet.paste(blur(shown) if hidden else shown, (2, line * tile + 2))
+        text = "(caption of explicit material left out)" if hidden else "\n".join(wrap(str(row["caption"]), 68)[:6])
+        draw.multiline_text((tile + 8, line * tile + 8), text, fill="black", font=font)
+    with write_atomically(path) as temporary:
+        sheet.save(temporary, "PNG")
+    return path
+
+
 def survey_domain(raw: Path, splits: Path, out: Path, *, blurred: bool) -> dict[str, Any]:
-    """Write counts.json, Figure 15 and the contact sheet of a domain; returns the counts."""
+    """Write counts.json, Figure 15, the contact sheet and the captions of a domain; returns the counts."""
     table = read_split(splits)
     counts = count_images(read_manifest(raw), table)
     class_figure(counts, out / "classes.png")
     contact_sheet(table, raw, out / "contact.png", blurred=blurred)
+    caption_sheet(table, raw, out / "captions.png", blurred=blurred)
     write_json(out / "counts.json", counts)
     return counts

@@ -5,39 +5,30 @@ The cells are asked for by name, from params.yaml; a missing one is an error, ne
 
 from __future__ import annotations
 
-import csv
-import io
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from freezeasguard.arms import Arm
 from freezeasguard.reading import read_json
+from freezeasguard.reports.claims import write_claims
 from freezeasguard.reports.masks import write_mask_report
-from freezeasguard.reports.measures import CaseScores, fall_of_quality, read_scores
+from freezeasguard.reports.measures import CaseScores, fall_of_quality, read_scores, score_entry
+from freezeasguard.reports.paper import (
+    GATHERED,
+    OURS,
+    TITLES,
+    metric_label,
+    n_classes,
+    paper_table,
+    paper_value,
+    printed_metrics,
+)
+from freezeasguard.reports.paper_tables import write_paper_tables
 from freezeasguard.reports.rendering import write_table
 from freezeasguard.reports.summary import write_summary
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
-TITLES = {
-    2: "Portraits: image quality after fine-tuning on illegal and legal classes (paper, Table 2)",
-    3: "Artworks: image quality after fine-tuning on illegal and legal artists (paper, Table 3)",
-    4: "Explicit content: what the illegal user gets, and what the legal one pays (paper, Table 4)",
-    5: "Portraits by the number of illegal classes (paper, Table 5)",
-    6: "Artworks by the number of illegal artists (paper, Table 6)",
-    7: "Portraits by the version of Stable Diffusion (paper, Table 7)",
-}
-OURS = {
-    2: "drawn figures and a recogniser trained on other figures; the paper's columns are SD v1.5 on FF25",
-    3: "drawings in five illustrators' styles and a style distance on EfficientNet features; the paper's columns are "
-    "SD v2.1 on real artists",
-    4: "photographs of faces in the place of explicit images, logos as the legal class, the real NudeNet network asked "
-    "for its face labels; the paper's columns are SD v1.4 on explicit images and its exposed labels",
-}
-OURS |= {5: OURS[2], 6: OURS[3], 7: OURS[2].replace("SD v1.5", "the same version of SD")}
 SHARED_NOTES = (
     "Worse quality on the illegal side is stronger mitigation; on the legal side it is the cost.",
     "[95% interval]: bootstrap over class, prompt and image. Loss kept: share of full fine-tuning's fall of the "
@@ -54,64 +45,31 @@ ODDITIES = {
 }
 
 
-@cache
-def paper_values() -> list[dict[str, str]]:
-    """Every number of the paper's Tables 1-8 (source: arXiv text of FreezeAsGuard), one row a value."""
-    text = (resources.files("freezeasguard.reports") / "paper_values.csv").read_text()
-    return list(csv.DictReader(io.StringIO(text)))
-
-
 def table_name(params: Params, case_name: str) -> str:
-    """case-NAME for one's own; tableN for the paper's, and tableN-NAME where several cases make up that table."""
+    """case-NAME for one's own; tableN for the paper's, and tableN-NAME where it gathers cases, or several have it."""
     table = params.cases[case_name].table
     if table is None:
         return f"case-{case_name}"
-    alone = sum(case.table == table for case in params.cases.values()) == 1
+    alone = table not in GATHERED and sum(case.table == table for case in params.cases.values()) == 1
     return f"table{table}" if alone else f"table{table}-{case_name}"
 
 
-def paper_value(params: Params, case_name: str, arm: Arm, side: str, metric: str) -> str:
-    """The printed number, or "" where the paper has none for this arm and freeze ratio.
-
-    Where its table has several models or numbers of illegal classes, the one that is the case's.
-    """
-    rho, case = arm.rho(params.rho), params.cases[case_name]
-    asked = (str(paper_table(params, case_name)), arm.paper_method, metric)
-    rows = [
-        row
-        for row in (paper_values() if arm.paper_method else ())
-        if (row["table"], row["method"], row["metric"]) == asked
-        and (row["freeze_ratio"] == "" or abs(float(row["freeze_ratio"]) - rho) < 1e-9)
-        and row["side"] in (side, "")
-    ]
-    own = {"model": case.model.rpartition("-")[2], "n_illegal_classes": str(n_classes(case.illegal))}
-    for column, wanted in own.items():
-        if len({row[column] for row in rows}) > 1:
-            rows = [row for row in rows if row[column].rpartition("-")[2] == wanted]
-    return rows[0]["value"] if rows else ""
-
-
-def paper_table(params: Params, case_name: str) -> int | None:
-    """The table of the paper beside a case's own; none with the roles swapped, which the paper never does."""
-    return params.cases[case_name].table if params.roles == "given" else None
-
-
-def _entry(name: str, score: dict[str, Any]) -> str:
-    kind = SCORES[name]
-    text = f"{score['value']:.{kind.digits}f} [{score['low']:.{kind.digits}f}, {score['high']:.{kind.digits}f}]"
-    missing = f" ({score['n_missing']} of {score['n']} without a {kind.missing})"
-    return text + (missing if score["n_missing"] else "")
-
-
 def table_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: an arm and a side each, our value with interval, the paper's value."""
-    table = paper_table(params, case_name)
+    """Header and rows: an arm and a side each, our value with interval, the paper's value.
+
+    Where a score of ours stands beside one of the paper's, what else the paper prints keeps its column; nobody has
+    rated our images.
+    """
     names = params.domain_of(case_name).score_names()
-    printed = {row["metric"] for row in paper_values() if row["table"] == str(table)}
+    printed = printed_metrics(paper_table(params, case_name))
+    scored = {SCORES[name].paper_metric for name in names}
+    unscored = [metric for metric in printed if metric not in scored] if scored.intersection(printed) else []
     header = ["Arm", "Side"]
     for name in names:
         kind = SCORES[name]
         header += [kind.header, *([f"paper: {kind.paper_label}"] if kind.paper_metric in printed else [])]
+    header += [f"paper: {metric_label(metric)}" for metric in unscored if metric != "human"]
+    header += ["Human ↑", "paper: Human"] if "human" in unscored else []
     header.append("Loss kept")
     rows = []
     for arm in params.arms(case_name):
@@ -119,9 +77,12 @@ def table_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str]
         for side in SIDES:
             row = [arm.label(params.rho), side]
             for name in names:
-                row.append(_entry(name, scores[side]["all"][name]))
+                row.append(score_entry(name, scores[side]["all"][name]))
                 if (metric := SCORES[name].paper_metric) in printed:
                     row.append(paper_value(params, case_name, arm, side, metric) or "-")
+            for metric in unscored:
+                row += ["-"] if metric == "human" else []
+                row.append(paper_value(params, case_name, arm, side, metric) or "-")
             kept = scores[side]["loss"]["kept"]
             rows.append([*row, "-" if kept is None else f"{kept:.2f}"])
     return header, rows
@@ -204,10 +165,6 @@ def difference_rows(params: Params, case_name: str, reports: Path) -> tuple[list
     return header, rows
 
 
-def n_classes(side: int | list[str]) -> int:
-    return len(side) if isinstance(side, list) else side
-
-
 def _notes(params: Params, case_name: str, reports: Path) -> list[str]:
     case = params.cases[case_name]
     embedded = params.domain_of(case_name).source.startswith("embedded-")
@@ -230,7 +187,7 @@ def _notes(params: Params, case_name: str, reports: Path) -> list[str]:
 
 
 def write_tables(params: Params, reports: Path, data: Path) -> list[Path]:
-    """Every case's table and paired differences, the masks' diagnostics, and what experiments are compared by.
+    """Every case's table and paired differences, the paper's gathered tables, the masks' diagnostics, and the summary.
 
     Tables are .md, .csv and .tex; returns the Markdown files.
     """
@@ -249,5 +206,6 @@ def write_tables(params: Params, reports: Path, data: Path) -> list[Path]:
         written.append(
             write_table(path.with_name(f"{path.name}-differences"), f"{title}: differences", header, rows, notes)
         )
+    written += [*write_paper_tables(params, reports, data), write_claims(params, reports, data)]
     write_summary(params, reports, data)
     return [*written, *write_mask_report(params, data, reports)]

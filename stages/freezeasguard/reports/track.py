@@ -24,6 +24,7 @@ from freezeasguard.files import explain_full_disk, fingerprint, write_json
 from freezeasguard.models.protected_file import read_protected_file
 from freezeasguard.reading import read_json, read_png
 from freezeasguard.reports.measures import read_losses, read_scores
+from freezeasguard.reports.paper_tables import COSTS, read_costs
 from freezeasguard.reports.summary import METRICS, cell_settings
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Params
@@ -101,7 +102,14 @@ class Cell:
                     metrics[f"{side}.{part}.{name}"] = score["value"]
                     if SCORES[name].missing:
                         metrics[f"{side}.{part}.{name}.n_missing"] = score["n_missing"]
-        return metrics
+        return metrics | self.costs()
+
+    def costs(self) -> dict[str, float]:
+        """What a step of each user took; shown, but no part of `mark`: another machine's times make no other run."""
+        users = read_costs(self.data, self.case, self.arm.name)
+        return {
+            f"{user}.cost.{key}": costs[key] for user, costs in users.items() for key in COSTS if costs[key] is not None
+        }
 
     def losses(self) -> Iterator[tuple[str, int, float]]:
         """(metric, step, value) of both users' training."""
