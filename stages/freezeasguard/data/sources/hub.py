@@ -12,6 +12,10 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 
 
+def class_names(domain: Domain) -> list[str] | None:
+    return domain.told_classes()
+
+
 def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
     """A data set through `datasets`, by pinned revision."""
     import datasets
