@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from loopback import jpeg
 from PIL import Image
 
 from freezeasguard.checks import look
@@ -19,6 +18,7 @@ from freezeasguard.reports.survey import contact_sheet
 from freezeasguard.settings.params import Domain, Params, parse_params
 from freezeasguard.settings.profiles import profile_text
 from freezeasguard.settings.resolve import resolved
+from loopback import jpeg
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,19 @@ def check(
 
 
 @cli.command()
+def fetch() -> None:
+    """Bring every model, archive, data set and weight file that params.yaml needs; what is here is only checked."""
+    from freezeasguard.fetching import fetch_all
+    from freezeasguard.settings.params import load_params
+
+    wrong = fetch_all(load_params(), print)
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@cli.command()
 def collect() -> None:
     """Gather the cells of all DVC experiments into reports/study/cells.csv, and average them into tables."""
     from freezeasguard.reports.collect import collect_cells
@@ -120,6 +133,9 @@ def gates(
 
 def app() -> None:
     """Console entry: an expected error is one line and exit code 1."""
+    from freezeasguard.commands import keep_weights_here
+
+    keep_weights_here()
     try:
         cli()
     except FreezeAsGuardError as error:
