@@ -57,7 +57,7 @@ class Arm:
         if self.percent is not None and self.percent > 100:
             raise FreezeAsGuardError(f"arm {name!r} freezes {self.percent}%; a percent lies in 0..100")
         if not kind.freezes and (self.percent is not None or self.granularity != "tensor"):
-            raise FreezeAsGuardError(f"arm {name!r}: {self.method} freezes nothing, so it has no percent and no kind")
+            raise FreezeAsGuardError(f"arm {name!r}: {self.method} freezes nothing by ratio, so it has no percent and no kind")
         if self.draw and not self.method.startswith("random"):
             raise FreezeAsGuardError(f"arm {name!r}: only random masks are drawn several times")
         if self.name != name:

@@ -67,6 +67,11 @@ METHODS: dict[str, Method] = {
     "attention": Method("Attention first, {share}", "heuristics", control=True),
     "convolutions": Method("Convolutions first, {share}", "heuristics", control=True),
     "time_embedding": Method("Time embedding first, {share}", "heuristics", control=True),
+    "freeze_attention": Method(
+        "Attention projectors frozen", "components", color="#e69f00", paper="Attention projectors"
+    ),
+    "freeze_convolutions": Method("Conv. layers frozen", "components", color="#f0e442", paper="Conv. layers"),
+    "freeze_time_embedding": Method("Time embeddings frozen", "components", color="#117733", paper="Time embeddings"),
 }
 
 
