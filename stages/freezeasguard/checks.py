@@ -109,9 +109,7 @@ def _weights(score: Score, settings: ScoreBlock) -> str:
     missing = [str(path) for path in files if not path.is_file()]
     if missing or not files:
         where = ", ".join(missing) or "its folder (see README, Scores)"
-        raise FreezeAsGuardError(
-            f"its weights are missing: {where}; `freezeasguard fetch`, or leave the score out"
-        )
+        raise FreezeAsGuardError(f"its weights are missing: {where}; `freezeasguard fetch`, or leave the score out")
     return ""
 
 

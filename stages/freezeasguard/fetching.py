@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -209,4 +210,6 @@ def _bring_clip(folder: Path, known: Known) -> None:
 
         tensors = torch.load(pickled, weights_only=True, map_location="cpu")  # no code runs
         with write_atomically(folder / "model.safetensors") as temporary:
-            save_file({name: t.contiguous().clone() for name, t in tensors.items()}, temporary)
+            whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+            save_file(whole, temporary, metadata={"format": "pt"})
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub client's notes: DVC watches the folder

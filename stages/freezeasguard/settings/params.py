@@ -305,6 +305,16 @@ class Model(Block):
         return self
 
 
+class OwnGenerate(Block):
+    """What a case generates otherwise than the others."""
+
+    prompts_per_side: Positive | None = None
+    held_out_prompts_per_side: Count | None = None
+    images_per_prompt: Positive | None = None
+    batch_size: Positive | None = None
+    """Larger images need smaller batches."""
+
+
 class Case(Block):
     """A domain, a model, which of the domain's classes are illegal and legal, and the arms to compare."""
 
@@ -324,6 +334,8 @@ class Case(Block):
     """Of this case's users; null: adapt.steps. The paper trains longer on explicit content."""
     adapt_lr: Rate | None = None
     """Of this case's users; null: adapt.lr. An attacker takes the rate that serves the content best."""
+    generate: OwnGenerate = OwnGenerate()
+    """Of this case's images; null: those of the block `generate`."""
 
     @model_validator(mode="after")
     def _arms(self) -> Case:
@@ -425,6 +437,11 @@ class Params(Block):
         if arm is not None and arm.before:
             own["steps"] = 0
         return self.adapt.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+    def generate_block(self, case: str) -> Generate:
+        """Which images are made for a case: `generate`, with what the case has of its own."""
+        own = self.cases[case].generate.model_dump(exclude_none=True)
+        return self.generate.model_copy(update=own)
 
     def mask_block(self, case: str, arm: Arm | None = None) -> Mask:
         """What a case's masks are learned with, of an arm's granularity; the simulated user has the real one's rate."""

@@ -42,14 +42,24 @@ def _yaml() -> Any:
     return yaml
 
 
-def _merge(base: Any, overlay: dict[str, Any]) -> None:
+def _merge(base: Any, overlay: Any) -> None:
     for key, value in overlay.items():
         if value is None and isinstance(base.get(key), dict):
             del base[key]
         elif isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value)
         else:
+            _move_comment(base, overlay, key)
             base[key] = value
+
+
+def _move_comment(base: Any, overlay: Any, key: str) -> None:
+    """A value that an overlay replaces takes the base's remark on it along; the overlay's own stands in its place."""
+    old, new = ((block.ca.items.get(key) or [None] * 4)[2] for block in (base, overlay))
+    if old is not None and key in base:
+        old.value = (new.value.partition("\n")[0] if new is not None else "") + "\n" + old.value.partition("\n")[2]
+    elif new is not None and key not in base:
+        base.ca.items[key] = overlay.ca.items[key]
 
 
 def profile_text(name: str) -> str:

@@ -164,7 +164,7 @@ def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
         )
         relearn = RelearnSettings(seed=seed, compute=compute, users=params.mask.users, finetuning=params.relearn)
         yield f"relearn/{name}", relearn, (ATTACKERS[COMPLIANT],)
-        yield f"generate/{name}", GenerateSettings(seed=seed, compute=compute, generate=params.generate), ()
+        yield f"generate/{name}", GenerateSettings(seed=seed, compute=compute, generate=params.generate_block(name)), ()
         yield (
             f"score/{name}",
             ScoreSettings(seed=seed, compute=compute, arms=case.arms, scores=scores, score=params.score),
