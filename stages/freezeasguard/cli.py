@@ -64,6 +64,20 @@ def check(
 
 
 @cli.command()
+def plan(
+    tflops: Annotated[
+        float | None, typer.Option(min=1e-3, help="Sustained TFLOP/s of your device, in the place of the stated ones.")
+    ] = None,
+) -> None:
+    """What params.yaml will cost: cells, estimated hours, disk and GPU memory of every stage, and what to fetch."""
+    from freezeasguard.plan import lines
+    from freezeasguard.settings.params import load_params
+
+    for line in lines(load_params(), tflops):
+        print(line)
+
+
+@cli.command()
 def fetch() -> None:
     """Bring every model, archive, data set and weight file that params.yaml needs; what is here is only checked."""
     from freezeasguard.fetching import fetch_all
