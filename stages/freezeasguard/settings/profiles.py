@@ -1,7 +1,8 @@
 """Profiles: what a size of the pipeline changes of the common base; and the cells that dvc.yaml runs over.
 
 `profiles/base.yaml` is the profile `tiny`, in full and with its comments; each other profile is an overlay that holds
-its differences alone. In an overlay, null removes a key, and a mapping is merged into the base's.
+its differences alone. In an overlay, null removes a key, a mapping is merged into the base's, and `extends` names
+another profile than the base to be laid over.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ def profile_text(name: str) -> str:
     if name == BASE:
         return base
     yaml = _yaml()
-    values = yaml.load(base)
-    _merge(values, yaml.load((_folder() / f"{name}.yaml").read_text()))
+    overlay = yaml.load((_folder() / f"{name}.yaml").read_text())
+    values = yaml.load(profile_text(overlay.pop("extends", BASE)))
+    _merge(values, overlay)
     buffer = io.StringIO()
     yaml.dump(values, buffer)
     return buffer.getvalue()

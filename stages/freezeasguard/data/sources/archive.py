@@ -45,17 +45,17 @@ def archive_path(config: Archive, downloads: Path) -> Path:
     return config.path or downloads / "archive.zip"
 
 
-def bring_archive(config: Archive, path: Path) -> str | None:
+def bring_archive(config: Archive, path: Path, told_by: str = "params.yaml") -> str | None:
     """Have the zip at `path` with the hash that is told; returns its hash, None where none is told of a local file."""
     from freezeasguard.data.download import Limits, fetch_to_file, verify_sha256
 
     told = None if config.sha256 == PINNED else config.sha256
     if config.url is not None and not path.is_file():
         limits = Limits(config.max_bytes, config.timeout_s, config.allow_private)
-        return fetch_to_file(config.url, path, limits, told)
+        return fetch_to_file(config.url, path, limits, told, told_by=told_by)
     if not path.is_file():
         raise FreezeAsGuardError(f"{path} is missing; set archive.path to the zip, or archive.url to fetch it")
-    return None if config.sha256 is None else verify_sha256(path, told)
+    return None if config.sha256 is None else verify_sha256(path, told, told_by=told_by)
 
 
 def _only_folder(root: Path) -> Path | None:
