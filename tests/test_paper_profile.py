@@ -16,8 +16,14 @@ ROOT = Path(__file__).parent.parent
 PRINTED = list(csv.DictReader((ROOT / "stages/freezeasguard/reports/paper_values.csv").open()))
 REPEATS = {5: 2, 6: 3, 7: 2}
 """Table 2's case is printed again in Tables 5 and 7, Table 3's in Table 6."""
-ARMS_OF_TABLE_1 = {"No freezing": "full", "50% random weights (seed 1)": "random-50"}
-ARMS_OF_TABLE_1 |= {"50% random weights (seed 2)": "random-50-draw2"}
+ARMS_OF_TABLE_1 = {
+    "No freezing": "full",
+    "Attention projectors": "freeze_attention",
+    "Conv. layers": "freeze_convolutions",
+    "Time embeddings": "freeze_time_embedding",
+    "50% random weights (seed 1)": "random-50",
+    "50% random weights (seed 2)": "random-50-draw2",
+}
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +34,7 @@ def params() -> Params:
 def arm_of(row: dict[str, str]) -> str:
     """A row's arm, by its ratio; the headline's is written without one."""
     if row["table"] == "1":
-        components = {
-            "Attention projectors": "attention",
-            "Conv. layers": "convolutions",
-            "Time embeddings": "time_embedding",
-        }
-        return ARMS_OF_TABLE_1.get(row["method"]) or f"freeze_{components[row['method']]}"
+        return ARMS_OF_TABLE_1[row["method"]]
     percent = round(100 * float(row["freeze_ratio"] or 0))
     if not percent:
         return "full" if row["table"] == "8" else row["method"]

@@ -5,8 +5,10 @@ Light on purpose: sizes are counted on torch's meta device, where a network has 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +81,18 @@ class Size:
 
 def size_of(configs: Mapping[str, Mapping[str, Any]], px: int) -> Size:
     """Counted on networks without weights, at an image size."""
+    return _size_of(json.dumps([configs["unet"], configs["vae"]], sort_keys=True), px)
+
+
+@cache
+def _size_of(configs: str, px: int) -> Size:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"), torch.no_grad():
-        unet = UNet2DConditionModel.from_config(dict(configs["unet"]))
-        vae = AutoencoderKL.from_config(dict(configs["vae"]))
+        of_unet, of_vae = json.loads(configs)
+        unet, vae = UNet2DConditionModel.from_config(of_unet), AutoencoderKL.from_config(of_vae)
         side = px // 2 ** (len(vae.config["block_out_channels"]) - 1)
         latents = torch.zeros(1, vae.config["latent_channels"], side, side)
         calls = {
