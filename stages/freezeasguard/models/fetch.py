@@ -117,8 +117,8 @@ def bring_repository(
 ) -> dict[str, Path]:
     """Have the chosen files of a hub repository in `folder`, each with the hash that the hub tells of large files.
 
-    The hub's client shows progress, and goes on with what a killed run left in the folder. What was verified before is
-    only hashed again.
+    The hub's client shows progress. Files that a killed run has brought whole stay; the one that was under way comes
+    again from its start, as huggingface_hub 2.4 names its temporary files anew. What was verified is only hashed again.
 
     Args:
         choose: of the repository's file names those to bring, by what we call them.
@@ -152,6 +152,8 @@ def bring_repository(
                 f"{folder / file.rfilename} has sha256 {hashes[file.rfilename]}, the hub says {expected}; it was "
                 "removed: run this again"
             )
+    for cut in folder.rglob("*.incomplete"):
+        cut.unlink()
     write_json(note, {"repo": repo, "revision": revision, "names": present, "sha256": hashes})
     return {ours: folder / theirs for ours, theirs in present.items()}
 
