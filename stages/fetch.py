@@ -7,7 +7,8 @@ from freezeasguard.settings.resolve import read_settings
 
 
 def main(model: Model) -> None:
-    fetch_model(read_settings(ModelSettings, f"fetch/{model}"), DATA / "fetched" / model)
+    settings = read_settings(ModelSettings, f"fetch/{model}")
+    fetch_model(settings, DATA / "fetched" / model, DATA / "downloads" / "models" / model)
 
 
 if __name__ == "__main__":

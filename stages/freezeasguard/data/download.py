@@ -9,6 +9,7 @@ import hashlib
 import io
 import ipaddress
 import json
+import os
 import queue
 import re
 import socket
@@ -16,12 +17,12 @@ import stat
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 from urllib.parse import urljoin, urlsplit
 from urllib.robotparser import RobotFileParser
 
@@ -29,9 +30,11 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.cookies import extract_cookies_to_jar
+from tqdm.auto import tqdm
+from tqdm.utils import CallbackIOWrapper
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, write_atomically
+from freezeasguard.files import explain_full_disk, folder_atomically, write_atomically
 
 USER_AGENT = "FreezeAsGuard/0.1 (research crawler)"
 MAX_REDIRECTS = 5
@@ -232,8 +235,13 @@ def transfer(
     headers: dict[str, str] | None = None,
     robots: Robots | None = None,
     deadline: Deadline | None = None,
+    begin: Callable[[requests.Response], int] | None = None,
 ) -> Fetched:
-    """GET a URL into `sink`; every redirect is checked like the first address, against robots.txt as well."""
+    """GET a URL into `sink`; every redirect is checked like the first address, against robots.txt as well.
+
+    Args:
+        begin: told of the answer before its body comes; returns how many of the bytes `sink` has already.
+    """
     deadline = deadline or Deadline(limits.timeout_s)
     note = "none"
     try:
@@ -249,9 +257,9 @@ def transfer(
                     if target is not None:
                         url = absolute(url, target)
                         continue
-                if response.status_code != 200:
+                if response.status_code != 200 and not (begin is not None and response.status_code == 206):
                     raise Ended(f"http {response.status_code}")
-                for chunk in _body(response, limits, deadline):
+                for chunk in _body(response, limits, deadline, 0 if begin is None else begin(response)):
                     sink.write(chunk)
                 return Fetched("ok", url, robots=note)
         raise Ended(f"refused: over {MAX_REDIRECTS} redirects")
@@ -283,8 +291,7 @@ def _answer(
             yield response
 
 
-def _body(response: requests.Response, limits: Limits, deadline: Deadline) -> Iterator[bytes]:
-    size = 0
+def _body(response: requests.Response, limits: Limits, deadline: Deadline, size: int = 0) -> Iterator[bytes]:
     while True:
         with deadline.holds():
             # read1 returns what has come: iter_content would wait for a full chunk while a server drips
@@ -497,24 +504,76 @@ def _entry(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
         raise zipfile.BadZipFile(f"{info.filename!r}: {error}") from error
 
 
-def verify_sha256(path: Path, expected: str, called: str | None = None) -> None:
-    """Refuse a file whose content is not what params.yaml says."""
+def verify_sha256(path: Path, expected: str | None, called: str | None = None, told_by: str = "params.yaml") -> str:
+    """Refuse a file whose content is not what is `told_by` somebody; returns its hash, also where nothing is told."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    if expected is not None and found != expected:
         raise FreezeAsGuardError(
-            f"{called or path} has sha256 {found}, params.yaml says {expected}; fetch it again or correct "
-            "archive.sha256"
+            f"{called or path} has sha256 {found}, {told_by} says {expected}; fetch it again or correct the sha256"
         )
+    return found
 
 
-def fetch_to_file(url: str, path: Path, limits: Limits, sha256: str) -> None:
-    """One large file, by way of a temporary name: never in memory, and nothing stays unless it is what was asked."""
-    with write_atomically(path) as temporary:
-        with requests.Session() as session, temporary.open("wb") as sink:
-            fetched = transfer(session, url, limits, sink)
-        if fetched.status != "ok":
-            raise FreezeAsGuardError(
-                f"cannot fetch {url}: {fetched.status}. Download it by hand and set archive.path to the file"
-            )
-        verify_sha256(temporary, sha256, called=url)
+def fetch_to_file(
+    url: str,
+    path: Path,
+    limits: Limits,
+    sha256: str | None,
+    *,
+    told_by: str = "params.yaml",
+    by_hand: str = "Download it by hand and set archive.path to the file",
+) -> str:
+    """One large file, never in memory; it stands at `path` once it is whole and has the hash. Returns its hash.
+
+    What an ended exchange has brought waits beside it (`.NAME.part`), and the next one goes on there, if the server
+    still has the same file: its ETag or date is kept with it.
+
+    Args:
+        sha256: None where this is the first fetch of all, which no hash is known for.
+    """
+    part, note = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.part.validator")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explain_full_disk(path), tqdm(desc=path.name, unit="B", unit_scale=True, unit_divisor=1024) as bar:
+        fetched = _go_on(url, part, note, limits, bar)
+        if fetched.status == "http 416":  # it has no more bytes than are here: they may be of another file
+            part.unlink()
+            fetched = _go_on(url, part, note, limits, bar)
+    if fetched.status.startswith("too large"):
+        part.unlink()
+        note.unlink(missing_ok=True)
+    if fetched.status != "ok":
+        again = "; the next run goes on where it stopped" if part.exists() and not fetched.is_final else ""
+        raise FreezeAsGuardError(f"cannot fetch {url}: {fetched.status}{again}. {by_hand}")
+    note.unlink(missing_ok=True)
+    try:
+        digest = verify_sha256(part, sha256, called=url, told_by=told_by)
+    except FreezeAsGuardError:
+        part.unlink()
+        raise
+    os.replace(part, path)
+    return digest
+
+
+def _go_on(url: str, part: Path, note: Path, limits: Limits, bar: tqdm[Any]) -> Fetched:
+    """Ask for what `part` lacks; a server that does not know it sends the whole."""
+    validator = note.read_text() if note.is_file() else ""
+    headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}  # bytes that can be counted
+    with requests.Session() as session, part.open("ab") as sink:
+        if start := sink.tell() if validator else 0:
+            headers |= {"Range": f"bytes={start}-", "If-Range": validator}
+
+        def begin(response: requests.Response) -> int:
+            there = start if response.status_code == 206 else 0
+            if there and not response.headers.get("Content-Range", "").startswith(f"bytes {there}-"):
+                raise Ended("refused: another range than the one that was asked for")
+            sink.truncate(there)
+            etag, date = response.headers.get("ETag", ""), response.headers.get("Last-Modified", "")
+            note.write_text("" if etag.startswith("W/") else etag or date)
+            length = response.headers.get("Content-Length", "")
+            bar.reset(there + int(length) if length.isdecimal() else None)
+            bar.update(there)
+            return there
+
+        counted = cast(BinaryIO, CallbackIOWrapper(bar.update, sink, "write"))
+        return transfer(session, url, limits, counted, headers=headers, begin=begin)

@@ -195,7 +195,7 @@ def sample_grid(
         for line, file in enumerate(files):
             image = read_png(file, "run its stage again (`dvc repro -f crawl` or `generate`)")
             resized = image.resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
-            if params.domains[params.cases[case].domain].explicit:
+            if params.domain_of(case).shows_explicit(str(row["class"])):
                 resized = blur(resized)
             sheet.paste(resized, (x_of(column), top + line * tile))
     with write_atomically(path) as temporary:

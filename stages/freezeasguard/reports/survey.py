@@ -58,8 +58,12 @@ def class_figure(counts: dict[str, Any], path: Path) -> Path:
     return saved
 
 
-def contact_sheet(split: pd.DataFrame, raw: Path, path: Path, *, blurred: bool, columns: int = 8) -> Path:
-    """The first images of each class, a row a class; explicit material is blurred beyond recognition."""
+def contact_sheet(split: pd.DataFrame, raw: Path, path: Path, *, blurred: bool | list[str], columns: int = 8) -> Path:
+    """The first images of each class, a row a class; explicit material is blurred beyond recognition.
+
+    Args:
+        blurred: all classes, none, or these.
+    """
     tile, left = 72, 150
     groups = list(split.groupby("class", sort=True))
     sheet = Image.new("RGB", (left + columns * tile, max(1, len(groups)) * tile), "white")
@@ -69,7 +73,7 @@ def contact_sheet(split: pd.DataFrame, raw: Path, path: Path, *, blurred: bool, 
         for column, file in enumerate(rows["path"].head(columns)):
             image = read_png(raw / file, f"run `dvc repro -f crawl@{raw.name}`")
             shown = image.resize((tile - 4, tile - 4), Image.Resampling.LANCZOS)
-            shown = blur(shown) if blurred else shown
+            shown = blur(shown) if blurred is True or (blurred and name in blurred) else shown
             sheet.paste(shown, (left + column * tile, line * tile + 2))
     with write_atomically(path) as temporary:
         sheet.save(temporary, "PNG")
@@ -99,7 +103,7 @@ def caption_sheet(
     return path
 
 
-def survey_domain(raw: Path, splits: Path, out: Path, *, blurred: bool) -> dict[str, Any]:
+def survey_domain(raw: Path, splits: Path, out: Path, *, blurred: bool | list[str]) -> dict[str, Any]:
     """Write counts.json, Figure 15, the contact sheet and the captions of a domain; returns the counts."""
     table = read_split(splits)
     counts = count_images(read_manifest(raw), table)

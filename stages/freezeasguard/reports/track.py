@@ -119,7 +119,7 @@ class Cell:
 
     def samples(self) -> Iterator[tuple[str, int, Path]]:
         """(side, number, image); none of an explicit domain."""
-        if self.params.domain_of(self.case).explicit:
+        if self.params.domain_of(self.case).any_explicit:
             return
         for side in SIDES:
             folder = self.data / "images" / self.case / self.arm.name / side

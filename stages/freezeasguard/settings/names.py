@@ -48,15 +48,19 @@ ClassName = Annotated[
 """Its slug is a folder. Letters of any script: it is no part of a command."""
 HUB_ID = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?"
 HubId = Annotated[str, _matching(HUB_ID, "must be a hub id, OWNER/NAME")]
+PINNED = "pinned"
+"""In the place of a commit or hash that nobody knew beforehand: the first `freezeasguard fetch` writes it down."""
 Commit = Annotated[
     str,
     _matching(
-        r"[0-9a-f]{40}",
+        rf"[0-9a-f]{{40}}|{PINNED}",
         "must be a commit of the hub, 40 digits of 0-9 and a-f (on its page, under Files, History): "
         "a branch or a tag moves",
     ),
 ]
-Sha256 = Annotated[str, _matching(r"[0-9a-f]{64}", "must be a SHA-256, 64 digits of 0-9 and a-f (`sha256sum FILE`)")]
+Sha256 = Annotated[
+    str, _matching(rf"[0-9a-f]{{64}}|{PINNED}", "must be a SHA-256, 64 digits of 0-9 and a-f (`sha256sum FILE`)")
+]
 
 
 def _local(path: Path) -> Path:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from freezeasguard.arms import PRETRAINED, Arm
 from freezeasguard.data.names import slug
-from freezeasguard.data.sources.registry import SOURCES
+from freezeasguard.data.sources.registry import PARTS, SOURCES
 from freezeasguard.protections.registry import METHODS
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.blocks import (
@@ -198,8 +198,8 @@ class Crawl(Block):
         return self
 
 
-class Domain(Block):
-    """Where a domain's images come from, and what becomes of them."""
+class Origin(Block):
+    """Where images come from."""
 
     source: str
     """A name out of `data.sources.registry`."""
@@ -208,13 +208,35 @@ class Domain(Block):
     hf: Hub | None = None
     archive: Archive | None = None
     crawl: Crawl | None = None
-    clean: Clean = Clean()
-    caption: Caption | None = None
-    """Null: captions are the source's, and images without one are "a photo of SUBJECT"."""
     explicit: bool = False
     """Explicit material: needs allow_explicit, and is blurred wherever a report shows it."""
     images_per_class: Positive = 60
     """Of the embedded sources; the ORL photographs are 10 a person and 200 in all."""
+
+    def told_classes(self) -> list[str] | None:
+        """The folders of its classes, where the settings name them; None where only the images do."""
+        if self.hf is not None and self.hf.class_name is not None:
+            return [slug(self.hf.class_name)]
+        return [slug(name) for name in self.crawl.classes] if self.crawl is not None else None
+
+    @model_validator(mode="after")
+    def _source_is_described(self) -> Self:
+        if self.source not in SOURCES:
+            raise ValueError(f"source is {self.source!r}; choose from {', '.join(SOURCES)}")
+        needed = SOURCES[self.source].needs
+        if needed and not getattr(self, needed, None):
+            raise ValueError(f"source is {self.source}, so {needed} must be given")
+        return self
+
+
+class Domain(Origin):
+    """Where a domain's images come from, and what becomes of them."""
+
+    parts: dict[Name, Origin] = {}
+    """Of the source `parts`: other sources, whose classes stand side by side in one domain."""
+    clean: Clean = Clean()
+    caption: Caption | None = None
+    """Null: captions are the source's, and images without one are "a photo of SUBJECT"."""
     size_px: Pixels = 64
     mask_learning_images: Positive = 100
     """A class; where it has fewer than 1.5 times as many images, half of them (paper, App. E)."""
@@ -227,19 +249,41 @@ class Domain(Block):
         """What images of this domain are scored with, in the order of the table's columns."""
         return tuple(self.scores) if self.scores else SOURCES[self.source].scores
 
+    def origins(self) -> list[Origin]:
+        """Itself, or the parts that it is made of."""
+        return list(self.parts.values()) or [self]
+
+    @property
+    def any_explicit(self) -> bool:
+        return self.explicit or any(part.explicit for part in self.parts.values())
+
+    def explicit_classes(self) -> bool | list[str]:
+        """The classes whose images are blurred, or whether all are: those of a part that does not name its own."""
+        told = [part.told_classes() for part in self.parts.values() if part.explicit]
+        return self.explicit or None in told or sorted(name for names in told for name in names or ()) or False
+
+    def shows_explicit(self, class_name: str) -> bool:
+        """Whether images of this class are blurred."""
+        found = self.explicit_classes()
+        return found if isinstance(found, bool) else class_name in found
+
     @model_validator(mode="after")
-    def _scores_are_known(self) -> Domain:
+    def _scores_are_known(self) -> Self:
         if unknown := sorted(set(self.scores or ()) - set(SCORES)):
             raise ValueError(f"there is no score {unknown[0]!r}; choose from {', '.join(SCORES)}")
         return self
 
     @model_validator(mode="after")
-    def _source_is_described(self) -> Domain:
-        if self.source not in SOURCES:
-            raise ValueError(f"source is {self.source!r}; choose from {', '.join(SOURCES)}")
-        needed = SOURCES[self.source].needs
-        if needed and getattr(self, needed) is None:
-            raise ValueError(f"source is {self.source}, so {needed} must be given")
+    def _parts_are_apart(self) -> Self:
+        if self.parts and self.source != PARTS:
+            raise ValueError(f"source is {self.source}, which has no parts; set source: {PARTS}, or remove parts")
+        part_of: dict[str, str] = {}
+        for name, part in self.parts.items():
+            if part.source == PARTS:
+                raise ValueError(f"parts.{name}.source is {PARTS}; a part cannot be made of parts")
+            for told in part.told_classes() or ():
+                if (other := part_of.setdefault(told, name)) != name:
+                    raise ValueError(f"parts {other} and {name} both have the class {told!r}; rename one")
         return self
 
 
@@ -261,6 +305,16 @@ class Model(Block):
         return self
 
 
+class OwnGenerate(Block):
+    """What a case generates otherwise than the others."""
+
+    prompts_per_side: Positive | None = None
+    held_out_prompts_per_side: Count | None = None
+    images_per_prompt: Positive | None = None
+    batch_size: Positive | None = None
+    """Larger images need smaller batches."""
+
+
 class Case(Block):
     """A domain, a model, which of the domain's classes are illegal and legal, and the arms to compare."""
 
@@ -280,6 +334,8 @@ class Case(Block):
     """Of this case's users; null: adapt.steps. The paper trains longer on explicit content."""
     adapt_lr: Rate | None = None
     """Of this case's users; null: adapt.lr. An attacker takes the rate that serves the content best."""
+    generate: OwnGenerate = OwnGenerate()
+    """Of this case's images; null: those of the block `generate`."""
 
     @model_validator(mode="after")
     def _arms(self) -> Case:
@@ -347,8 +403,10 @@ class Params(Block):
         if unknown := sorted(set(self.methods) - own):
             raise ValueError(f"methods.{unknown[0]} is the block of no registered method; they have {sorted(own)}")
         for name, domain in self.domains.items():
-            if domain.explicit and not self.allow_explicit:
-                raise ValueError(f"domains.{name} is explicit; set allow_explicit: true to say that you mean it")
+            keys = [f"domains.{name}"] if domain.explicit else []
+            keys += [f"domains.{name}.parts.{part}" for part, origin in domain.parts.items() if origin.explicit]
+            if keys and not self.allow_explicit:
+                raise ValueError(f"{keys[0]} is explicit; set allow_explicit: true to say that you mean it")
         for name, case in self.cases.items():
             if case.domain not in self.domains:
                 raise ValueError(f"cases.{name}.domain is {case.domain!r}; domains has {sorted(self.domains)}")
@@ -379,6 +437,11 @@ class Params(Block):
         if arm is not None and arm.before:
             own["steps"] = 0
         return self.adapt.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+    def generate_block(self, case: str) -> Generate:
+        """Which images are made for a case: `generate`, with what the case has of its own."""
+        own = self.cases[case].generate.model_dump(exclude_none=True)
+        return self.generate.model_copy(update=own)
 
     def mask_block(self, case: str, arm: Arm | None = None) -> Mask:
         """What a case's masks are learned with, of an arm's granularity; the simulated user has the real one's rate."""

@@ -1,7 +1,8 @@
 """Profiles: what a size of the pipeline changes of the common base; and the cells that dvc.yaml runs over.
 
 `profiles/base.yaml` is the profile `tiny`, in full and with its comments; each other profile is an overlay that holds
-its differences alone. In an overlay, null removes a key, and a mapping is merged into the base's.
+its differences alone. In an overlay, null removes a key, a mapping is merged into the base's, and `extends` names
+another profile than the base to be laid over.
 """
 
 from __future__ import annotations
@@ -42,14 +43,24 @@ def _yaml() -> Any:
     return yaml
 
 
-def _merge(base: Any, overlay: dict[str, Any]) -> None:
+def _merge(base: Any, overlay: Any) -> None:
     for key, value in overlay.items():
         if value is None and isinstance(base.get(key), dict):
             del base[key]
         elif isinstance(value, dict) and isinstance(base.get(key), dict):
             _merge(base[key], value)
         else:
+            _move_comment(base, overlay, key)
             base[key] = value
+
+
+def _move_comment(base: Any, overlay: Any, key: str) -> None:
+    """A value that an overlay replaces takes the base's remark on it along; the overlay's own stands in its place."""
+    old, new = ((block.ca.items.get(key) or [None] * 4)[2] for block in (base, overlay))
+    if old is not None and key in base:
+        old.value = (new.value.partition("\n")[0] if new is not None else "") + "\n" + old.value.partition("\n")[2]
+    elif new is not None and key not in base:
+        base.ca.items[key] = overlay.ca.items[key]
 
 
 def profile_text(name: str) -> str:
@@ -60,8 +71,9 @@ def profile_text(name: str) -> str:
     if name == BASE:
         return base
     yaml = _yaml()
-    values = yaml.load(base)
-    _merge(values, yaml.load((_folder() / f"{name}.yaml").read_text()))
+    overlay = yaml.load((_folder() / f"{name}.yaml").read_text())
+    values = yaml.load(profile_text(overlay.pop("extends", BASE)))
+    _merge(values, overlay)
     buffer = io.StringIO()
     yaml.dump(values, buffer)
     return buffer.getvalue()

@@ -49,7 +49,8 @@ class SplitSettings(Block):
 
 
 class SurveySettings(Block):
-    explicit: bool
+    explicit: bool | list[str]
+    """Whether all classes are, or which ones."""
 
 
 class EncodeSettings(Block):
@@ -110,8 +111,13 @@ class ScoreSettings(Block):
 
 
 def _domain_for_crawl(domain: Domain) -> Domain:
-    later = {"caption", "explicit", "mask_learning_images", "held_out_images", "scores"}
-    return Domain.model_validate(domain.model_dump(exclude=later))
+    later = dict.fromkeys(("caption", "explicit", "mask_learning_images", "held_out_images", "scores"), True)
+    return Domain.model_validate(domain.model_dump(exclude={**later, "parts": {"__all__": {"explicit"}}}))
+
+
+def _modules_of_sources(domain: Domain) -> tuple[str, ...]:
+    names = {domain.source, *(part.source for part in domain.parts.values())}
+    return tuple(sorted(SOURCES[name].import_path for name in names))
 
 
 def protect_settings(params: Params, case: str, arm: Arm) -> ProtectSettings:
@@ -141,11 +147,11 @@ def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
         yield f"fetch/{name}", model, ()
     for name, domain in params.domains.items():
         crawl = CrawlSettings(seed=seed, domain=_domain_for_crawl(domain))
-        yield f"crawl/{name}", crawl, (SOURCES[domain.source].import_path,)
+        yield f"crawl/{name}", crawl, _modules_of_sources(domain)
         yield f"caption/{name}", CaptionSettings(caption=domain.caption), ()
         split = {"mask_learning_images": domain.mask_learning_images, "held_out_images": domain.held_out_images}
         yield f"split/{name}", SplitSettings(seed=seed, **split), ()
-        yield f"survey/{name}", SurveySettings(explicit=domain.explicit), ()
+        yield f"survey/{name}", SurveySettings(explicit=domain.explicit_classes()), ()
     for name, case in params.cases.items():
         scores = list(params.domain_of(name).score_names())
         of_scores = tuple(sorted({type(SCORES[score]).__module__ for score in scores}))
@@ -158,7 +164,7 @@ def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
         )
         relearn = RelearnSettings(seed=seed, compute=compute, users=params.mask.users, finetuning=params.relearn)
         yield f"relearn/{name}", relearn, (ATTACKERS[COMPLIANT],)
-        yield f"generate/{name}", GenerateSettings(seed=seed, compute=compute, generate=params.generate), ()
+        yield f"generate/{name}", GenerateSettings(seed=seed, compute=compute, generate=params.generate_block(name)), ()
         yield (
             f"score/{name}",
             ScoreSettings(seed=seed, compute=compute, arms=case.arms, scores=scores, score=params.score),

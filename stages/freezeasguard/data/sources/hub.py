@@ -10,6 +10,11 @@ from freezeasguard.data.names import slug
 from freezeasguard.data.sources.base import Item, is_inside, spoken
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
+from freezeasguard.settings.pins import needs_pin
+
+
+def class_names(domain: Domain) -> list[str] | None:
+    return domain.told_classes()
 
 
 def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
@@ -19,6 +24,7 @@ def items(domain: Domain, downloads: Path, seed: int) -> Iterator[Item]:
 
     config = domain.hf
     assert config is not None
+    needs_pin(config.revision, f"hf.revision of {config.repo}")
     try:
         loaded = datasets.load_dataset(config.repo, revision=config.revision, split=config.split)
     except Exception as error:  # the hub's, the builder's and the network's errors have no common class

@@ -1,8 +1,8 @@
 """The sources by name: `domains.<name>.source` in params.yaml.
 
 Light on purpose: params.yaml reads it without loading anything. A new source is one file - a module with
-`items(domain, downloads, seed)` that yields `Item`s, and `class_names(domain)` if they are known before - and one line
-here.
+`items(domain, downloads, seed)` that yields `Item`s, and `class_names(domain)` if they are known before (None where
+this domain's are not) - and one line here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PACKAGE = "freezeasguard.data.sources"
+PARTS = "parts"
+"""The source that is made of others."""
 OF_ANY_IMAGES = ("fd_efficientnet_lite0", "clip_tiny")
 """Scores that need no knowledge of what is shown."""
 
@@ -37,4 +39,5 @@ SOURCES: dict[str, Source] = {
     "hf": Source("hub", needs="hf"),
     "archive": Source("archive", needs="archive"),
     "crawl": Source("web", needs="crawl"),
+    PARTS: Source("parts", needs="parts"),
 }
