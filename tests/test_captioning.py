@@ -27,7 +27,7 @@ from freezeasguard.data.caption import (
 )
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Caption
-from tiny_blip2 import PROMPT, QUERIES, save_tiny_blip2
+from freezeasguard.rehearsal.blip2 import PROMPT, QUERIES, save_tiny_blip2
 
 MAX_NEW = 12
 

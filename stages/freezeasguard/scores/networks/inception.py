@@ -33,7 +33,7 @@ class InceptionFeatures:
     """
 
     def __init__(self, path: Path) -> None:
-        network = _inception_module().FeatureExtractorInceptionV3
+        network = inception_module().FeatureExtractorInceptionV3
         if not path.is_file():
             raise FreezeAsGuardError(f"{path} is missing; download {INCEPTION_URL} and put it there")
         try:
@@ -51,7 +51,7 @@ class InceptionFeatures:
         return torch.cat(parts).numpy()
 
 
-def _inception_module() -> ModuleType:
+def inception_module() -> ModuleType:
     """torch-fidelity's Inception module, whose package imports torchvision only for its other networks.
 
     torchvision's wheels break beside a CPU build of torch, so the package's own __init__ is left out.
