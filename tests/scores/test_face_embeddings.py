@@ -96,7 +96,7 @@ def test_images_reach_deepface_as_bgr_of_full_range(
     embedder: DeepFaceEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(embedder, "_embed", lambda bgr: (seen.append(bgr), ([0.0] * 128, True))[1])
+    monkeypatch.setattr(embedder.faces, "_find", lambda bgr: (seen.append(bgr), (bgr / 255, True))[1])
     red_and_dark = torch.stack([torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, -1, 0])])[:, :, None, None]
     embedder.extract(red_and_dark.expand(2, 3, 8, 4), size_px=16)
     assert [image.shape for image in seen] == [(16, 8, 3)] * 2

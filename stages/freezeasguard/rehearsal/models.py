@@ -180,7 +180,12 @@ def save_tokenizer(folder: Path, pad_token: str = "<|endoftext|>") -> None:
     start, end = specials
     told = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": pad_token}
     write_json(folder / "special_tokens_map.json", told)
-    own = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True, "errors": "replace"}
+    own = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": MAX_TOKENS,
+        "do_lower_case": True,
+        "errors": "replace",
+    }
     write_json(folder / "tokenizer_config.json", {**told, **own, "add_prefix_space": False})
 
 

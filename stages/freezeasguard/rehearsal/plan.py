@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from freezeasguard.arms import PRETRAINED, Arm
+from freezeasguard.arms import PRETRAINED
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Params
@@ -80,32 +80,25 @@ def rehearsed(values: dict[str, Any], hub: Path, size_px: int | None, few: bool,
 
 
 def _keep_few(values: dict[str, Any], params: Params) -> None:
-    """One case a model and kind of source; the first has an arm of each method, the others the headline."""
-    kept: dict[tuple[str, str], str] = {}
+    """The cases that have a model or a kind of source first; of these the first has an arm of each method."""
+    seen: set[str] = set()
+    methods: set[str] = set()
     for name, case in params.cases.items():
-        kept.setdefault((case.model, params.domains[case.domain].source), name)
-    sources, methods = set(), set()
-    for name in params.cases:
-        if name not in kept.values() or params.domain_of(name).source in sources and _model_is_known(params, name, kept):
+        own = {f"model {case.model}", f"source {params.domains[case.domain].source}"}
+        if own <= seen:
             del values["cases"][name]
             continue
-        sources.add(params.domain_of(name).source)
-        arms, first = [], not methods
+        first, seen = not seen, seen | own
+        arms = [arm for arm in params.arms(name) if arm.name in (PRETRAINED, "full")]
         for arm in params.arms(name):
-            ends = arm.name in (PRETRAINED, "full")
-            if ends or (arm.method not in methods if first else arm.name in ("freezeasguard",)):
-                arms.append(arm.name)
-                methods |= set() if ends else {arm.method}
-        values["cases"][name]["arms"] = arms
+            if arm not in arms and (arm.method not in methods if first else arm.name.startswith("freezeasguard")):
+                arms.append(arm)
+                methods.add(arm.method)
+        kept = arms if first else arms[:3]
+        values["cases"][name]["arms"] = [arm.name for arm in kept]
     used = [params.cases[name] for name in values["cases"]]
     values["models"] = {k: v for k, v in values["models"].items() if k in {case.model for case in used}}
     values["domains"] = {k: v for k, v in values["domains"].items() if k in {case.domain for case in used}}
-
-
-def _model_is_known(params: Params, name: str, kept: dict[tuple[str, str], str]) -> bool:
-    """Whether an earlier kept case has the model already."""
-    earlier = list(params.cases)[: list(params.cases).index(name)]
-    return any(params.cases[other].model == params.cases[name].model for other in earlier if other in kept.values())
 
 
 def _case(values: dict[str, Any], case: Any) -> None:

@@ -25,6 +25,7 @@ from freezeasguard.settings.reading import parse_yaml, read_yaml
 CPU_PX = 128
 """Of full-width models without a GPU: 512 px would take a VAE half a minute an image."""
 LOG = "repro.log"
+DVC = (sys.executable, "-m", "dvc")
 RUNNING = re.compile(r"^Running stage '([^']+)'")
 
 
@@ -75,7 +76,7 @@ def _dump(values: dict[str, Any], stream: io.StringIO) -> None:
 
 
 def copy_project(root: Path, folder: Path) -> Path:
-    """What git tracks of the project at `root`, as it is in the working tree, without results; nothing of it is touched.
+    """What git tracks of the project at `root`, as its working tree has it, without results; nothing there is touched.
 
     Its files are written again at every call: an edit is rehearsed, and only the stages that it changes run again.
     """
@@ -96,9 +97,9 @@ def copy_project(root: Path, folder: Path) -> Path:
 def fabricate(plan: Plan, hub: Path, project: Path, small: bool) -> dict[str, str]:
     """Make all that the plan names; returns the environment in which the stages find what has no key in params.yaml."""
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(hub / "hf")}
-    made = list(_pieces(plan, hub, project / WEIGHTS, small, environment))
-    for _ in tqdm(made, desc="making what the hub would give"):
-        _()
+    pieces = list(_pieces(plan, hub, project / WEIGHTS, small, environment))
+    for make in tqdm(pieces, desc="making what the hub would give"):
+        make()
     return environment
 
 
@@ -142,6 +143,14 @@ def make_set(source: dict[str, Any]) -> None:
         sets.class_folders(source["to"], pictures)
 
 
+def stage_names(project: Path) -> set[str]:
+    """Every stage and cell but the frozen one, whose output ships with the project."""
+    listed = subprocess.run([*DVC, "stage", "list", "--name-only"], cwd=project, capture_output=True, text=True)
+    if listed.returncode:
+        raise FreezeAsGuardError(f"DVC cannot read the stages in {project}: {listed.stderr.strip()[-500:]}")
+    return set(listed.stdout.split()) - {"pretrain"}
+
+
 def repro(project: Path, log: Path, environment: dict[str, str]) -> dict[str, float]:
     """`dvc repro` with progress: stage or cell -> seconds, of all calls in this folder.
 
@@ -152,14 +161,24 @@ def repro(project: Path, log: Path, environment: dict[str, str]) -> dict[str, fl
     environment = {**os.environ, **environment, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     environment["PYTHONUNBUFFERED"] = "1"
     command = [sys.executable, "-m", "dvc"]
-    named = subprocess.run([*command, "stage", "list", "--name-only"], cwd=project, env=environment, capture_output=True)
+    named = subprocess.run(
+        [*command, "stage", "list", "--name-only"], cwd=project, env=environment, capture_output=True
+    )
     stages = named.stdout.decode().split()
     if named.returncode:
         raise FreezeAsGuardError(f"DVC cannot read the stages in {project}: {named.stderr.decode().strip()[-500:]}")
     current, since, tail = "", time.monotonic(), []
-    with log.open("a", buffering=1) as file, tqdm(total=len(stages) - 1, desc="dvc repro") as bar:  # all but the frozen pretrain
+    with (
+        log.open("a", buffering=1) as file,
+        tqdm(total=len(stages) - 1, desc="dvc repro") as bar,
+    ):  # all but the frozen pretrain
         process = subprocess.Popen(
-            [*command, "repro"], cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [*command, "repro"],
+            cwd=project,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert process.stdout is not None
         for line in process.stdout:
@@ -193,13 +212,12 @@ def check_outputs(project: Path, plan: Plan, seconds: dict[str, float]) -> dict[
     """
     import yaml
 
-    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
-    wanted = set(subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout.split())
+    wanted = stage_names(project)
     locked = yaml.safe_load((project / "dvc.lock").read_text())["stages"]
-    if skipped := sorted(wanted - {"pretrain"} - (seconds.keys() & locked.keys())):
+    if skipped := sorted(wanted - (seconds.keys() & locked.keys())):
         raise FreezeAsGuardError(f"{len(skipped)} stages did not run, e.g. {skipped[0]}; see {project.parent / LOG}")
     made: dict[str, tuple[int, int]] = {}
-    for stage in sorted(wanted - {"pretrain"}):
+    for stage in sorted(wanted):
         files = [path for out in locked[stage]["outs"] for path in _files(project / out["path"], stage)]
         made[stage] = len(files), sum(path.stat().st_size for path in files)
     tables = {f"table{case.table}" if case.table else f"case-{name}" for name, case in plan.params.cases.items()}

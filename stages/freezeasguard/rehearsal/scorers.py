@@ -38,6 +38,15 @@ def saved(path: Path, make: Callable[[], Any]) -> Path:
     return path
 
 
+def lively(network: torch.nn.Module) -> torch.nn.Module:
+    """Convolutions that keep the size of what they get: as torch draws them, features fade until they are denormal
+    numbers, which all images share and a CPU takes seconds an image for."""
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            torch.nn.init.kaiming_normal_(weight)
+    return network
+
+
 def csd(path: Path, small: bool) -> Path:
     """CSD's ViT-L as tomg-group-umd/CSD-ViT-L has it: OpenAI's names behind `module.`, in `model_state_dict`."""
     width, layers, patch, side, style = (64, 2, 14, 224, 32) if small else (1024, 24, 14, 224, 768)
@@ -85,10 +94,7 @@ def inception(path: Path) -> Path:
             nothing = Path(folder) / "nothing.pth"
             torch.save({}, nothing)
             network = Empty("random", ["2048"], str(nothing))
-        for weight in network.parameters():
-            if weight.ndim == 4:  # as drawn, the features would fade to 1e-8
-                torch.nn.init.kaiming_normal_(weight)
-        return network.state_dict()
+        return lively(network).state_dict()
 
     return saved(path, make)
 
@@ -109,7 +115,7 @@ def _facenet(dimension: int) -> Callable[[], Any]:
     def make() -> Any:
         from deepface.models.facial_recognition.pytorch.Facenet import InceptionResNetV1
 
-        return InceptionResNetV1(dimension).state_dict()
+        return lively(InceptionResNetV1(dimension)).state_dict()
 
     return make
 
@@ -117,14 +123,19 @@ def _facenet(dimension: int) -> Callable[[], Any]:
 def _vgg_face() -> Any:
     from deepface.models.facial_recognition.pytorch.VGGFace import base_model
 
-    return base_model().state_dict()
+    return lively(base_model()).state_dict()
 
 
 def _retinaface() -> Any:
-    """Random, it finds no face: every image is embedded whole, and counted as missing."""
-    from retinaface.model.retinaface_pth_model import RetinaFace
+    """It finds no face, as its heads are as sure of one as of none: images are embedded whole, and count as missing."""
+    from retinaface.model.retinaface_pth_model import Head, RetinaFace
 
-    return RetinaFace().state_dict()
+    network = lively(RetinaFace())
+    for head in network.modules():
+        if isinstance(head, Head):
+            torch.nn.init.zeros_(head.cls_score.weight)
+            torch.nn.init.zeros_(head.cls_score.bias)
+    return network.state_dict()
 
 
 DEEPFACE: dict[str, tuple[str, Callable[[], Any]]] = {

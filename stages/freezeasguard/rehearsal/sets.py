@@ -70,7 +70,9 @@ def ff25(path: Path, pictures: Pictures) -> Path:
     return path
 
 
-def hub_parquet(folder: Path, pictures: Pictures, image: str, caption: str | None, class_: str | None, split: str) -> Path:
+def hub_parquet(
+    folder: Path, pictures: Pictures, image: str, caption: str | None, class_: str | None, split: str
+) -> Path:
     """A data set of the hub: `data/SPLIT-00000-of-00001.parquet`, images as bytes and path, texts beside them."""
     import datasets
 

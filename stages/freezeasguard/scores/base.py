@@ -58,6 +58,21 @@ class Real:
     seed: int
 
 
+@dataclass(frozen=True)
+class Look:
+    """An extractor: a network, and how its output is called; `to` brings it to a GPU, what it gives is on the CPU."""
+
+    network: Any
+    features: Callable[[Any, Tensor], Features]
+
+    def __call__(self, images: Tensor) -> Features:
+        return self.features(self.network, images)
+
+    def to(self, device: str) -> Look:
+        self.network.to(device)
+        return self
+
+
 class Score(ABC):
     """One score of METHOD, section 7, or its embedded stand-in under its own name."""
 
@@ -81,6 +96,9 @@ class Score(ABC):
     """Whether it reads something on real images that its values can be held against."""
     in_notes: bool = True
     """Whether a table's notes say what that is."""
+    float32: bool = False
+    """Whether its extractor computes in float32 whatever `compute.precision`: features of sets, whose covariances need
+    it, and networks of other frameworks."""
     auc_tells: str = ""
     """What its AUC on real images is of telling apart; none is computed where this is empty."""
 
@@ -94,7 +112,9 @@ class Score(ABC):
 
     @abstractmethod
     def load(self, settings: ScoreSettings, scorers: Path) -> Any:
-        """Its extractor: images [n, 3, h, w] in -1..1 -> features, a row an image.
+        """Its extractor: images [n, 3, h, w] in -1..1 -> features, a row an image, on the CPU.
+
+        A `Look`, or what else has `to(device)`, computes on the device; anything else where it likes.
 
         Args:
             scorers: the folder of the embedded networks.

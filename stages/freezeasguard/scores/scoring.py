@@ -135,7 +135,8 @@ def score_images(
         own = features.get(score.extractor, {})
         real = {} if score.sees_pairs else reference.at(score.extractor, table["reference_row"])
         images = Generated(own, real, table["caption"].tolist(), pairs, extractors.of(score))
-        columns[score.name] = score.values(images).numpy()
+        with extractors.precision(score):
+            columns[score.name] = score.values(images).numpy()
         if "found" in own:
             columns[f"found_{score.name}"] = own["found"].numpy()
     return ScoredImages(table.assign(**columns), features)
