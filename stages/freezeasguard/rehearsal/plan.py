@@ -90,12 +90,12 @@ def _keep_few(values: dict[str, Any], params: Params) -> None:
             continue
         first, seen = not seen, seen | own
         arms = [arm for arm in params.arms(name) if arm.name in (PRETRAINED, "full")]
-        for arm in params.arms(name):
+        for arm in sorted(params.arms(name), key=lambda arm: (arm.percent is not None, arm.before)):
             if arm not in arms and (arm.method not in methods if first else arm.name.startswith("freezeasguard")):
                 arms.append(arm)
                 methods.add(arm.method)
-        kept = arms if first else arms[:3]
-        values["cases"][name]["arms"] = [arm.name for arm in kept]
+        kept = {arm.name for arm in (arms if first else arms[:3])}
+        values["cases"][name]["arms"] = [arm for arm in case.arms if arm in kept]
     used = [params.cases[name] for name in values["cases"]]
     values["models"] = {k: v for k, v in values["models"].items() if k in {case.model for case in used}}
     values["domains"] = {k: v for k, v in values["domains"].items() if k in {case.domain for case in used}}
@@ -107,6 +107,7 @@ def _case(values: dict[str, Any], case: Any) -> None:
         values[side] = wanted[:CLASSES] if isinstance(wanted, list) else min(wanted, CLASSES)
     if case.adapt_steps is not None:
         values["adapt_steps"] = LEAST["adapt"]["steps"]
+    values.pop("generate", None)  # numbers of images of its own: the least are everyone's
 
 
 def _domain(plan: Plan, name: str, hub: Path, size_px: int | None, unavailable: list[str]) -> None:
@@ -150,7 +151,7 @@ def _source(name: str, block: dict[str, Any], classes: list[str], sets: Path, pe
         return {"layout": "ff25", "to": path, "classes": classes, "pictures": "faces" if people else "drawings"}
     if source == "hf":
         hf = block["hf"]
-        told = f"{name} {hf['repo']} {hf.get('class_name')}".lower()
+        told = f"{hf['repo']} {hf.get('class_name')}".lower()
         made = {"layout": "parquet", "to": sets / name, "pictures": "logos" if "logo" in told else "drawings"}
         made |= {"image": hf.get("image_column", "image"), "caption": hf.get("caption_column")}
         made |= {"class": hf.get("class_column"), "split": hf.get("split", "train")}
@@ -188,8 +189,9 @@ def _weights(scores: list[str]) -> dict[str, Any]:
         "clip": {"clip_folder": "clip-vit-base-patch16"},
         "topiq": {"topiq_weights": "cfanet_fr_pipal_res50-69bbe5ba.pth"},
     }
-    keys = {key: value for score in scores for key, value in files.get(score, {}).items()}
-    return {key: f"{WEIGHTS}/{value}" if isinstance(value, str) else value for key, value in keys.items()}
+    unused: dict[str, Any] = {key: None for keys in files.values() for key in keys if key != "nudenet_px"}
+    needed = {key: value for score in scores for key, value in files.get(score, {}).items()}
+    return unused | {key: f"{WEIGHTS}/{value}" if isinstance(value, str) else value for key, value in needed.items()}
 
 
 def face_models(scores: list[str]) -> list[str]:

@@ -125,11 +125,11 @@ def _pieces(plan: Plan, hub: Path, weights: Path, small: bool, environment: dict
         if value := plan.values["score"].get(key):
             yield lambda make=make, value=value: make(weights / Path(value).name)
     if faces := face_models(plan.scores):
-        environment["DEEPFACE_HOME"] = str(hub / "deepface")
-        yield lambda: scorers.deepface(hub / "deepface", faces, plan.params.score.face_detector)
+        environment["DEEPFACE_HOME"] = str(weights / "deepface")
+        yield lambda: scorers.deepface(weights / "deepface", faces, plan.params.score.face_detector)
     if "lpips" in plan.scores:
-        environment["TORCH_HOME"] = str(hub / "torch")
-        yield lambda: scorers.lpips(hub / "torch")
+        environment["TORCH_HOME"] = str(weights / "torch")
+        yield lambda: scorers.lpips(weights / "torch")
 
 
 def make_set(source: dict[str, Any]) -> None:

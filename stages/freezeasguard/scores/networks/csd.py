@@ -96,7 +96,7 @@ class CSDStyle:
 
     @torch.no_grad()
     def extract(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Unit style embeddings [n, d] of images [n, 3, h, w] in -1..1; in float32 but under autocast (CSD's in fp16)."""
+        """Unit style embeddings [n, d] of images [n, 3, h, w] in -1..1; float32 but under autocast (CSD: fp16)."""
         parts = []
         for batch in images.split(batch_size):
             pixels = self.preprocess(batch.to(self.projection.device))
