@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,7 +19,9 @@ class Finetuning(Block):
     weight_decay: NotNegative = 1e-2
     max_grad_norm: PositiveFloat = 1.0
     flip: bool = True
-    checkpoint_steps: Positive = 50
+    checkpoint_steps: Positive | None = 50
+    checkpoint_minutes: PositiveFloat | None = None
+    """A checkpoint is due after so many steps, and after so much time: one of Stable Diffusion v1.5 is 10 GB."""
 
 
 class Adapt(Finetuning):
@@ -27,6 +29,10 @@ class Adapt(Finetuning):
 
     attacker: str = COMPLIANT
     """A name out of `users.registry`: what the user does with the mask."""
+    per_class: bool = False
+    """One user a class, each of all the steps, as the paper's authors train (App. E); or one user a side."""
+    store: Literal["float32", "bfloat16"] = "float32"
+    """How the changed tensors are stored for generation: of Stable Diffusion v1.5, 3.4 GB a user, or half of it."""
 
     @field_validator("attacker")
     @classmethod
