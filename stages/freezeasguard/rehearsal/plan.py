@@ -25,10 +25,12 @@ LEAST: dict[str, dict[str, Any]] = {
     "adapt": {"steps": 2, "batch_size": 2, "checkpoint_steps": 1},
     "imma": {"steps": 2, "batch_size": 2},
     "mask": {"mask_steps": 1, "user_steps": 1, "path_points": 1, "batch_size": 2, "mask_batch_size": 1},
-    "generate": {"steps": 2, "batch_size": 4, "images_per_prompt": 2},
+    "generate": {"steps": 2, "batch_size": 4},
     "score": {"bootstrap_resamples": 20, "comparison_resamples": 50, "kid_subset_size": 2, "kid_subsets": 4},
 }
-"""By block. Two images of each of two prompts: a KID takes subsets of two out of four."""
+"""By block."""
+IMAGES_PER_PROMPT = {"kid": 4, "fid": 2}
+"""What a score needs of one prompt, a class; the others are content with an image."""
 
 
 @dataclass
@@ -75,6 +77,7 @@ def rehearsed(values: dict[str, Any], hub: Path, size_px: int | None, few: bool,
     values["mask"]["diagnostic_seeds"] = min(params.mask.diagnostic_seeds, 1)
     values["generate"] |= {"prompts_per_side": CLASSES, "held_out_prompts_per_side": CLASSES}
     plan.scores = sorted({score for name in params.domains for score in values["domains"][name]["scores"]})
+    values["generate"]["images_per_prompt"] = max(IMAGES_PER_PROMPT.get(score, 1) for score in plan.scores)
     values["score"] |= _weights(plan.scores)
     return plan
 

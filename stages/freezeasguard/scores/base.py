@@ -28,6 +28,15 @@ Features = dict[str, "Tensor"]
 """What an extractor gives, a row an image: `embedding` and maybe `found`, or `score`, or `features`."""
 
 
+class SideFeatures(dict[str, Features]):
+    """Features of a side's real images, by extractor."""
+
+    def __init__(self, features: Mapping[str, Features], classes: np.ndarray) -> None:
+        super().__init__(features)
+        self.classes = classes
+        """The class of each row."""
+
+
 @dataclass(frozen=True)
 class Generated:
     """An arm's images as one score sees them, a row an image."""
@@ -56,6 +65,8 @@ class Real:
     """Of `everyone`."""
     network: Any
     seed: int
+    per_class: bool = False
+    """As `score.per_class`."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,7 @@ class Score(ABC):
         """The score of a side's images with its 95% interval.
 
         Args:
-            real: features of the side's real images, by extractor.
+            real: features of the side's real images, by extractor; a SideFeatures, which knows their classes.
             resamples: rows of `scored`, THE bootstrap's; all scores share them.
         """
 
