@@ -313,7 +313,7 @@ class Score(Block):
     """At most; half of the smaller set where that is less."""
     kid_subsets: Several = 100
     per_class: bool | None = None
-    """Set distances are means over classes (the authors' FID); null: where a class has its own user, adapt.per_class."""
+    """Set distances are means over classes (the authors' FID); null: as adapt.per_class."""
 
 
 class Params(Block):
