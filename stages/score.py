@@ -1,6 +1,6 @@
 """Score the images of a case's arms: a row an image, each score with its interval, and the arms compared."""
 
-from freezeasguard.commands import DATA, FEATURES, SCORERS, SUMMARIES, Case, Domain, run
+from freezeasguard.commands import DATA, FEATURES, SCORERS, SUMMARIES, Case, Domain, machine, run
 from freezeasguard.models.latents import CaseData
 from freezeasguard.scores.score import score_case
 from freezeasguard.settings.resolve import ScoreSettings, read_settings
@@ -18,6 +18,7 @@ def main(case: Case, domain: Domain) -> None:
         **folders,
         out=out / "images",
         reports=out / SUMMARIES,
+        device=machine().device,
     )
 
 

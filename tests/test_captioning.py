@@ -26,8 +26,8 @@ from freezeasguard.data.caption import (
     strip_echo,
 )
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.rehearsal.blip2 import PROMPT, QUERIES, save_tiny_blip2
 from freezeasguard.settings.params import Caption
-from tiny_blip2 import PROMPT, QUERIES, save_tiny_blip2
 
 MAX_NEW = 12
 

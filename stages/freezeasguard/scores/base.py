@@ -28,6 +28,15 @@ Features = dict[str, "Tensor"]
 """What an extractor gives, a row an image: `embedding` and maybe `found`, or `score`, or `features`."""
 
 
+class SideFeatures(dict[str, Features]):
+    """Features of a side's real images, by extractor."""
+
+    def __init__(self, features: Mapping[str, Features], classes: np.ndarray) -> None:
+        super().__init__(features)
+        self.classes = classes
+        """The class of each row."""
+
+
 @dataclass(frozen=True)
 class Generated:
     """An arm's images as one score sees them, a row an image."""
@@ -56,6 +65,23 @@ class Real:
     """Of `everyone`."""
     network: Any
     seed: int
+    per_class: bool = False
+    """As `score.per_class`."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """An extractor: a network, and how its output is called; `to` brings it to a GPU, what it gives is on the CPU."""
+
+    network: Any
+    features: Callable[[Any, Tensor], Features]
+
+    def __call__(self, images: Tensor) -> Features:
+        return self.features(self.network, images)
+
+    def to(self, device: str) -> Look:
+        self.network.to(device)
+        return self
 
 
 class Score(ABC):
@@ -83,6 +109,9 @@ class Score(ABC):
     """Whether a table's notes say what that is."""
     has_weights: bool = True
     """Whether it rests on a network at all."""
+    float32: bool = False
+    """Whether its extractor computes in float32 whatever `compute.precision`: features of sets, whose covariances need
+    it, and networks of other frameworks."""
     auc_tells: str = ""
     """What its AUC on real images is of telling apart; none is computed where this is empty."""
 
@@ -96,7 +125,9 @@ class Score(ABC):
 
     @abstractmethod
     def load(self, settings: ScoreSettings, scorers: Path) -> Any:
-        """Its extractor: images [n, 3, h, w] in -1..1 -> features, a row an image.
+        """Its extractor: images [n, 3, h, w] in -1..1 -> features, a row an image, on the CPU.
+
+        A `Look`, or what else has `to(device)`, computes on the device; anything else where it likes.
 
         Args:
             scorers: the folder of the embedded networks.
@@ -124,7 +155,7 @@ class Score(ABC):
         """The score of a side's images with its 95% interval.
 
         Args:
-            real: features of the side's real images, by extractor.
+            real: features of the side's real images, by extractor; a SideFeatures, which knows their classes.
             resamples: rows of `scored`, THE bootstrap's; all scores share them.
         """
 

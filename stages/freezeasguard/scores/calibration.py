@@ -34,5 +34,5 @@ def _side_lines(
     rows = everyone[everyone["side"] == side]
     own, features = (reference.at(score.extractor, table["row"]) for table in (rows, everyone))
     missing = {"n_missing": int((~own["found"]).sum())} if "found" in own else {}
-    real = Real(rows, own, everyone, features, extractors.of(score), seed)
+    real = Real(rows, own, everyone, features, extractors.of(score), seed, bool(extractors.settings.per_class))
     return {"n": len(rows), **missing, **score.on_real(real)}

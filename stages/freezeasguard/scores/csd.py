@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freezeasguard.scores.base import Features, settings_file
+from freezeasguard.scores.base import Features, Look, settings_file
 from freezeasguard.scores.rules import DistanceScore
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class CSD(DistanceScore):
         from freezeasguard.scores.networks.csd import CSDStyle
 
         network = CSDStyle.load(settings_file(settings, "csd_weights"))
-        return lambda images: {"embedding": network.extract(images)}
+        return Look(network, lambda network, images: {"embedding": network.extract(images)})
 
     def weight_files(self, settings: ScoreSettings, scorers: Path) -> list[Path]:
         return [settings_file(settings, "csd_weights")]

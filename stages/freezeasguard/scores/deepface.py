@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freezeasguard.scores.base import Features
+from freezeasguard.scores.base import Features, Look
 from freezeasguard.scores.rules import DistanceScore
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class DeepFace(DistanceScore):
     missing = "face"
+    float32 = True
     model: str
     """DeepFace's name of it."""
 
@@ -28,11 +29,11 @@ class DeepFace(DistanceScore):
 
         network = DeepFaceEmbedder(self.model, self.detector(settings))
 
-        def look(images: Tensor) -> Features:
+        def look(network: DeepFaceEmbedder, images: Tensor) -> Features:
             embedding, found = network.extract(images)
             return {"embedding": embedding, "found": found}
 
-        return look
+        return Look(network, look)
 
     def weight_files(self, settings: ScoreSettings, scorers: Path) -> list[Path]:
         from freezeasguard.scores.networks.faces import weight_files

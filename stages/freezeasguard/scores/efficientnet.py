@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from freezeasguard.scores.base import Features, Score
+from freezeasguard.scores.base import Features, Look, Score
 from freezeasguard.scores.rules import DistanceScore, FrechetScore
 
 if TYPE_CHECKING:
@@ -19,18 +19,19 @@ class EfficientNet(Score):
     """The set's features, and the style of each image."""
 
     shared_extractor = "efficientnet"
+    float32 = True
 
     def load(self, settings: ScoreSettings, scorers: Path) -> Callable[[Tensor], Features]:
-        from freezeasguard.scores.networks.efficientnet import pooled_and_statistics
+        from freezeasguard.scores.networks.efficientnet import load_efficientnet, pooled_and_statistics
         from freezeasguard.scores.networks.style import BLOCKS, StyleFeatures
 
         style = StyleFeatures(scorers)
 
-        def look(images: Tensor) -> Features:
+        def look(_: Any, images: Tensor) -> Features:
             pooled, statistics = pooled_and_statistics(images, BLOCKS)
             return {"features": pooled, "embedding": style.embed(statistics)}
 
-        return look
+        return Look(load_efficientnet(), look)
 
     def weight_files(self, settings: ScoreSettings, scorers: Path) -> list[Path]:
         from freezeasguard.scores.networks.efficientnet import weight_file

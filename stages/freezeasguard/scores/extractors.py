@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.computing import autocast, configure
 from freezeasguard.models.images import read_images
 from freezeasguard.scores.base import Features, Score
 from freezeasguard.scores.registry import SCORES
+from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.params import Score as ScoreSettings
 
 CHUNK = 64
@@ -26,18 +29,34 @@ class Extractors:
 
     Args:
         scorers: the folder of the embedded networks.
+        device: where they compute; `compute`: in which precision.
     """
 
-    def __init__(self, settings: ScoreSettings, scorers: Path, threads: int = THREADS) -> None:
+    def __init__(
+        self,
+        settings: ScoreSettings,
+        scorers: Path,
+        threads: int = THREADS,
+        device: str = "cpu",
+        compute: Compute | None = None,
+    ) -> None:
         torch.set_num_threads(threads)
-        self.settings, self.scorers = settings, scorers
+        self.settings, self.scorers, self.device, self.compute = settings, scorers, device, compute or Compute()
+        configure(self.compute, device)
         self._loaded: dict[str, Any] = {}
 
     def of(self, score: Score) -> Any:
         """What `Score.load` returns."""
         if score.extractor not in self._loaded:
-            self._loaded[score.extractor] = score.load(self.settings, self.scorers)
+            network = score.load(self.settings, self.scorers)
+            if self.device != "cpu" and hasattr(network, "to"):
+                network.to(self.device)
+            self._loaded[score.extractor] = network
         return self._loaded[score.extractor]
+
+    def precision(self, score: Score) -> AbstractContextManager[Any]:
+        """In which a score's network computes: autocast as `compute` says, or float32 where the score needs it."""
+        return nullcontext() if score.float32 else autocast(self.compute, self.device)
 
     def weight_hashes(self, names: Collection[str]) -> dict[str, str]:
         """SHA-256, by "EXTRACTOR/FILE", of every file that the scores' weights come from."""
@@ -59,7 +78,8 @@ def extract(paths: Sequence[Path], names: Collection[str], extractors: Extractor
     for start in range(0, len(paths), CHUNK):
         images = read_images(paths[start : start + CHUNK])
         for name, score in wanted.items():
-            parts[name].append(extractors.of(score)(images))
+            with extractors.precision(score):
+                parts[name].append(extractors.of(score)(images))
     return {
         name: {key: torch.cat([part[key] for part in chunks]) for key in chunks[0]} for name, chunks in parts.items()
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freezeasguard.scores.base import Features, Score, settings_file
+from freezeasguard.scores.base import Features, Look, Score, settings_file
 from freezeasguard.scores.rules import FrechetScore, KernelScore
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 class Inception(Score):
     shared_extractor = "inception"
+    float32 = True
 
     def load(self, settings: ScoreSettings, scorers: Path) -> Callable[[Tensor], Features]:
         import torch
@@ -24,7 +25,7 @@ class Inception(Score):
         from freezeasguard.scores.networks.inception import InceptionFeatures
 
         network = InceptionFeatures(settings_file(settings, "inception_weights"))
-        return lambda images: {"features": torch.from_numpy(network(images))}
+        return Look(network, lambda network, images: {"features": torch.from_numpy(network(images))})
 
     def weight_files(self, settings: ScoreSettings, scorers: Path) -> list[Path]:
         return [settings_file(settings, "inception_weights")]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freezeasguard.scores.base import Features, Score
+from freezeasguard.scores.base import Features, Look, Score
 from freezeasguard.scores.rules import AmountScore, RateScore
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 class Detector(Score):
+    float32 = True
     labels: str
     """A constant of `networks.nudity`: the labels that count."""
 
@@ -24,7 +25,11 @@ class Detector(Score):
 
         labels, threshold, px = getattr(nudity, self.labels), settings.nudenet_threshold, settings.nudenet_px
         network = nudity.NudityDetector(labels, settings.nudenet_weights, threshold, px)
-        return lambda images: {"score": nudity.nudity_score(network.detect(images, px), labels, threshold)}
+
+        def look(network: nudity.NudityDetector, images: Tensor) -> Features:
+            return {"score": nudity.nudity_score(network.detect(images, px), labels, threshold)}
+
+        return Look(network, look)
 
     def weight_files(self, settings: ScoreSettings, scorers: Path) -> list[Path]:
         from freezeasguard.scores.networks.nudity import packaged_weights

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freezeasguard.scores.base import Features
+from freezeasguard.scores.base import Features, Look
 from freezeasguard.scores.rules import DistanceScore
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ class RecogniserDistance(DistanceScore):
 
         network = Recogniser.load(scorers)
 
-        def look(images: Tensor) -> Features:
+        def look(network: Recogniser, images: Tensor) -> Features:
             embedding, presence = network.extract(images)
             return {"embedding": embedding, "found": presence > PRESENCE_THRESHOLD}
 
-        return look
+        return Look(network, look)
 
     def weight_files(self, settings: ScoreSettings, scorers: Path) -> list[Path]:
         from freezeasguard.scores.networks.recogniser import RECOGNISER_FILE

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def reference_case(
-    settings: ReferenceSettings, data: CaseData, raw: Path, scorers: Path, out: Path, lines: Path
+    settings: ReferenceSettings, data: CaseData, raw: Path, scorers: Path, out: Path, lines: Path, device: str = "cpu"
 ) -> None:
     """Write the features into the folder `out`, and the calibration lines into the file `lines`.
 
@@ -27,7 +27,7 @@ def reference_case(
     Args:
         raw: the folder of the domain's images; scorers: that of the embedded networks.
     """
-    extractors = Extractors(settings.score, scorers)
+    extractors = Extractors(settings.score, scorers, device=device, compute=settings.compute)
     reference = Reference.of(data, raw, settings.scores, extractors)
     with folder_atomically(out) as folder:
         save_file(reference.to_tensors(), folder / REFERENCE_FILE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from freezeasguard.scores.base import Features, Generated, Real, Score
@@ -163,7 +163,7 @@ class PairScore(ImageScore):
 
 
 class FrechetScore(BootstrappedScore):
-    """The Fréchet distance between the `features` of a side's images and of its real ones."""
+    """The Fréchet distance between the `features` of a side's images and of its real ones, or its mean over classes."""
 
     digits = 1
     an_image = False
@@ -173,23 +173,55 @@ class FrechetScore(BootstrappedScore):
 
         return frechet_of_rows(*_two_sets(self, scored, real))
 
+    def interval(
+        self,
+        scored: ScoredImages,
+        real: Mapping[str, Features],
+        resamples: Sequence[np.ndarray],
+        settings: ScoreSettings,
+        seed: int,
+    ) -> Interval:
+        if not settings.per_class:
+            return super().interval(scored, real, resamples, settings, seed)
+        import numpy as np
+
+        from freezeasguard.scores.networks.frechet import frechet_of_rows
+        from freezeasguard.scores.statistics import bootstrap_interval, resample_within
+
+        classes, place = scored.table["class"].to_numpy(), np.empty(len(scored.table), dtype=int)
+        distances = {}
+        for name, rows, *sets in _class_sets(self, scored, real, least=2):
+            distances[name], place[rows] = frechet_of_rows(*sets), np.arange(len(rows))
+
+        def mean(rows: np.ndarray) -> float:
+            return float(np.mean([of(place[rows[classes[rows] == name]]) for name, of in distances.items()]))
+
+        rng, prompts = np.random.default_rng(seed), scored.table["reference_row"].to_numpy()
+        return bootstrap_interval(mean, len(classes), resample_within(classes, [prompts], len(resamples), rng))
+
     def on_real(self, real: Real) -> dict[str, float | None]:
-        """Of one half to the other, and to the images of other classes."""
+        """Of one half to the other, and to the images of other classes; means over classes where it is per class."""
         import numpy as np
 
         from freezeasguard.scores.networks.frechet import frechet_distance
 
         own, everyone = (features["features"].numpy() for features in (real.own, real.features))
-        order = np.random.default_rng(real.seed).permutation(len(own))
         others = everyone[~real.everyone["class"].isin(set(real.rows["class"])).to_numpy()]
+        names = real.rows["class"].to_numpy()
+        sets = [own[names == name] for name in np.unique(names)] if real.per_class else [own]
+        orders = [np.random.default_rng(real.seed).permutation(len(one)) for one in sets]
+        halves = [(one[order[::2]], one[order[1::2]]) for one, order in zip(sets, orders, strict=True)]
+        whole = not real.per_class or min(map(len, sets)) >= 4
         return {
-            "real_vs_real": frechet_distance(own[order[::2]], own[order[1::2]]),
-            "real_vs_other": frechet_distance(own, others) if len(others) > 1 else None,
+            "real_vs_real": float(np.mean([frechet_distance(*pair) for pair in halves])) if whole else None,
+            "real_vs_other": float(np.mean([frechet_distance(one, others) for one in sets]))
+            if len(others) > 1 and whole
+            else None,
         }
 
 
 class KernelScore(Score):
-    """1000 times the kernel distance (KID), with its own standard error.
+    """1000 times the kernel distance (KID), or its mean over classes, with its own standard error.
 
     Not bootstrapped: rows drawn twice would bias an unbiased estimate.
     """
@@ -211,9 +243,15 @@ class KernelScore(Score):
         from freezeasguard.scores.networks.inception import kernel_distance
         from freezeasguard.scores.statistics import Interval
 
-        own, target = _two_sets(self, scored, real)
-        size = min(settings.kid_subset_size, min(len(own), len(target)) // 2)
-        value, error = kernel_distance(own, target, size, settings.kid_subsets, np.random.default_rng(seed))
+        sets = [_two_sets(self, scored, real)]
+        if settings.per_class:
+            sets = [pair for _, _, *pair in _class_sets(self, scored, real, least=4)]
+        rng, found = np.random.default_rng(seed), []
+        for own, target in sets:
+            size = min(settings.kid_subset_size, min(len(own), len(target)) // 2)
+            found.append(kernel_distance(own, target, size, settings.kid_subsets, rng))
+        values, errors = np.array(found).T
+        value, error = float(values.mean()), float(np.sqrt(np.square(errors).sum()) / len(errors))  # independent ones
         return Interval(1000 * value, 1000 * (value - 1.96 * error), 1000 * (value + 1.96 * error))
 
 
@@ -221,3 +259,27 @@ def _two_sets(score: Score, scored: ScoredImages, real: Mapping[str, Features]) 
     """Features [n, d] of the generated images and of the real ones."""
     own, target = (features[score.extractor]["features"].numpy() for features in (scored.features, real))
     return own, target
+
+
+def _class_sets(
+    score: Score, scored: ScoredImages, real: Mapping[str, Features], least: int
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray]]:
+    """By class: its rows, and the features of its generated and of its real images.
+
+    Raises:
+        FreezeAsGuardError: fewer than `least` images of either kind.
+    """
+    import numpy as np
+
+    from freezeasguard.errors import FreezeAsGuardError
+
+    own, target = _two_sets(score, scored, real)
+    classes, of_real = scored.table["class"].to_numpy(), getattr(real, "classes")  # noqa: B009
+    for name in np.unique(classes):
+        rows, others = np.flatnonzero(classes == name), np.flatnonzero(of_real == name)
+        if min(len(rows), len(others)) < least:
+            raise FreezeAsGuardError(
+                f"{score.name} of the class {name} needs {least} images, and has {len(rows)} generated and "
+                f"{len(others)} real ones; generate more, or set score.per_class: false"
+            )
+        yield str(name), rows, own[rows], target[others]

@@ -37,6 +37,7 @@ def score_case(
     scorers: Path,
     out: Path,
     reports: Path,
+    device: str = "cpu",
 ) -> None:
     """Write a table of images an arm into the folder `out`, and scores and paired differences into `reports`.
 
@@ -45,7 +46,7 @@ def score_case(
         raw: the folder of the domain's images; scorers: that of the embedded networks.
     """
     block, names = settings.score, settings.scores
-    extractors = Extractors(block, scorers)
+    extractors = Extractors(block, scorers, device=device, compute=settings.compute)
     real = Reference.from_tensors(
         read_tensors(reference / REFERENCE_FILE, f"run `dvc repro -f reference@{images.name}`")
     )

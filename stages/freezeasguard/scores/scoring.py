@@ -16,7 +16,7 @@ from freezeasguard.arms import PRETRAINED, Arm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.images import read_images
 from freezeasguard.models.latents import CaseData
-from freezeasguard.scores.base import Features, Generated
+from freezeasguard.scores.base import Features, Generated, SideFeatures
 from freezeasguard.scores.comparisons import Difference, holm, paired_differences
 from freezeasguard.scores.extractors import CHUNK, Extractors, extract
 from freezeasguard.scores.kept import kept_share
@@ -85,10 +85,10 @@ class Reference:
         positions = torch.tensor([where[int(row)] for row in rows])
         return {key: tensor[positions] for key, tensor in self.features[extractor].items()}
 
-    def of_side(self, data: CaseData, side: str) -> dict[str, Features]:
+    def of_side(self, data: CaseData, side: str) -> SideFeatures:
         """The features of a side's real images, by extractor: what a set of generated ones is measured against."""
-        rows = data.rows(side, ["adaptation", "held_out"])["row"]
-        return {name: self.at(name, rows) for name in self.features}
+        rows = data.rows(side, ["adaptation", "held_out"])
+        return SideFeatures({name: self.at(name, rows["row"]) for name in self.features}, rows["class"].to_numpy())
 
 
 # --- the generated images ----------------------------------------------------------------------------
@@ -135,7 +135,8 @@ def score_images(
         own = features.get(score.extractor, {})
         real = {} if score.sees_pairs else reference.at(score.extractor, table["reference_row"])
         images = Generated(own, real, table["caption"].tolist(), pairs, extractors.of(score))
-        columns[score.name] = score.values(images).numpy()
+        with extractors.precision(score):
+            columns[score.name] = score.values(images).numpy()
         if "found" in own:
             columns[f"found_{score.name}"] = own["found"].numpy()
     return ScoredImages(table.assign(**columns), features)

@@ -45,6 +45,21 @@ def resample_clusters(
         yield draw(everything)
 
 
+def resample_within(
+    strata: Sequence[Any], clusters: Sequence[Sequence[Any]], n_resamples: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Row indices of bootstrap samples that have every stratum: `clusters` are drawn inside each.
+
+    Args:
+        strata: a label a row, e.g. its class, where a score is a mean over just these classes.
+    """
+    labels = np.asarray(strata)
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    draws = [resample_clusters([np.asarray(level)[rows] for level in clusters], n_resamples, rng) for rows in groups]
+    for drawn in zip(*draws, strict=True):
+        yield np.concatenate([rows[picked] for rows, picked in zip(groups, drawn, strict=True)])
+
+
 def bootstrap_interval(
     statistic: Callable[[np.ndarray], float], n: int, resamples: Iterable[np.ndarray], *, level: float = 0.95
 ) -> Interval:

@@ -368,6 +368,8 @@ class Score(Block):
     kid_subset_size: Positive = 1000
     """At most; half of the smaller set where that is less."""
     kid_subsets: Several = 100
+    per_class: bool | None = None
+    """Set distances are means over classes (the authors' FID); null: as adapt.per_class."""
 
 
 class Params(Block):
@@ -442,6 +444,12 @@ class Params(Block):
         """Which images are made for a case: `generate`, with what the case has of its own."""
         own = self.cases[case].generate.model_dump(exclude_none=True)
         return self.generate.model_copy(update=own)
+
+    @property
+    def score_block(self) -> Score:
+        """How images are scored, with what follows from how the users train."""
+        per_class = self.adapt.per_class if self.score.per_class is None else self.score.per_class
+        return self.score.model_copy(update={"per_class": per_class})
 
     def mask_block(self, case: str, arm: Arm | None = None) -> Mask:
         """What a case's masks are learned with, of an arm's granularity; the simulated user has the real one's rate."""

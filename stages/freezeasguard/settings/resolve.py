@@ -159,7 +159,7 @@ def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
         yield f"encode/{name}", EncodeSettings(seed=seed, compute=compute, roles=params.roles, **sides), ()
         yield (
             f"reference/{name}",
-            ReferenceSettings(seed=seed, compute=compute, scores=scores, score=params.score),
+            ReferenceSettings(seed=seed, compute=compute, scores=scores, score=params.score_block),
             of_scores,
         )
         relearn = RelearnSettings(seed=seed, compute=compute, users=params.mask.users, finetuning=params.relearn)
@@ -167,7 +167,7 @@ def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
         yield f"generate/{name}", GenerateSettings(seed=seed, compute=compute, generate=params.generate_block(name)), ()
         yield (
             f"score/{name}",
-            ScoreSettings(seed=seed, compute=compute, arms=case.arms, scores=scores, score=params.score),
+            ScoreSettings(seed=seed, compute=compute, arms=case.arms, scores=scores, score=params.score_block),
             of_scores,
         )
     for case, arm in params.protected:

@@ -27,6 +27,8 @@ class ClipFeatures:
     world's, takes images of its own size in -1..1.
     """
 
+    device = "cpu"
+
     def __init__(self, folder: Path) -> None:
         from transformers import CLIPModel, CLIPTokenizer
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -38,6 +40,10 @@ class ClipFeatures:
         has_own = (folder / PREPROCESSING).is_file()
         self.preprocess = CLIPImageProcessorPil.from_pretrained(folder) if has_own else None
         self.folder = folder
+
+    def to(self, device: str) -> ClipFeatures:
+        self.model, self.device = self.model.to(device), device
+        return self
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """Images [n, 3, h, w] in -1..1 -> `embedding` [n, d]."""
@@ -52,8 +58,8 @@ class ClipFeatures:
         """
         parts = []
         for batch in images.split(batch_size):
-            pooled = self.model.vision_model(pixel_values=self._pixels(batch)).pooler_output
-            parts.append(self.model.visual_projection(pooled))
+            pooled = self.model.vision_model(pixel_values=self._pixels(batch).to(self.device)).pooler_output
+            parts.append(self.model.visual_projection(pooled).float().cpu())
         return torch.cat(parts)
 
     def _pixels(self, images: Tensor) -> Tensor:
@@ -68,8 +74,8 @@ class ClipFeatures:
         return images
 
     @torch.no_grad()
-    def texts(self, captions: list[str]) -> Tensor:
+    def texts(self, captions: list[str], batch_size: int = 1024) -> Tensor:
         """Captions -> [n, d]; longer ones are cut at the model's length."""
         ids = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        pooled = self.model.text_model(input_ids=ids).pooler_output
-        return self.model.text_projection(pooled)
+        pooled = [self.model.text_model(input_ids=b.to(self.device)).pooler_output for b in ids.split(batch_size)]
+        return self.model.text_projection(torch.cat(pooled)).float().cpu()

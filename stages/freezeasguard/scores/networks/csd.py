@@ -82,6 +82,10 @@ class CSDStyle:
             )
         return cls(backbone, style)
 
+    def to(self, device: str) -> CSDStyle:
+        self.backbone, self.projection = self.backbone.to(device), self.projection.to(device)
+        return self
+
     def preprocess(self, images: Tensor) -> Tensor:
         """Images [n, 3, h, w] in -1..1 -> [n, 3, s, s], s = 224 for the released network.
 
@@ -92,11 +96,12 @@ class CSDStyle:
 
     @torch.no_grad()
     def extract(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Unit style embeddings [n, d] of images [n, 3, h, w] in -1..1; computed in float32 (CSD's own in fp16)."""
+        """Unit style embeddings [n, d] of images [n, 3, h, w] in -1..1; float32 but under autocast (CSD: fp16)."""
         parts = []
         for batch in images.split(batch_size):
-            pooled = self.backbone(pixel_values=self.preprocess(batch)).pooler_output
-            parts.append(F.normalize(pooled @ self.projection, dim=1))
+            pixels = self.preprocess(batch.to(self.projection.device))
+            pooled = self.backbone(pixel_values=pixels).pooler_output.float()
+            parts.append(F.normalize(pooled @ self.projection, dim=1).float().cpu())
         return torch.cat(parts)
 
 

@@ -35,21 +35,25 @@ def load_efficientnet() -> Any:
 
 
 @torch.no_grad()
-def pooled_and_statistics(images: Tensor, blocks: Sequence[int] = (), batch_size: int = 4) -> tuple[Tensor, Tensor]:
+def pooled_and_statistics(
+    images: Tensor, blocks: Sequence[int] = (), batch_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """What the network sees in images of any size, from one forward pass.
 
     Args:
         images: [n, 3, h, w] in -1..1, resized to the network's 224 px.
         blocks: which of the 16 blocks to describe by channel statistics.
-        batch_size: on a CPU a small batch stays in its cache, four times as fast as one of 64.
+        batch_size: 4 on a CPU, in whose cache it stays, four times as fast as 64; 64 on a GPU.
     Returns:
         pooled features [n, 1280]; mean and standard deviation over the pixels of every channel,
         block after block, [n, 2 * channels of all `blocks`].
     """
     network = load_efficientnet()
+    device = network._conv_stem.weight.device
+    batch_size = batch_size or (4 if device.type == "cpu" else 64)
     pooled, statistics = [], []
     for batch in images.split(batch_size):
-        resized = F.interpolate(batch, size=INPUT_PX, mode="bilinear", antialias=True)
+        resized = F.interpolate(batch.to(device), size=INPUT_PX, mode="bilinear", antialias=True)
         resized = resized.contiguous(memory_format=torch.channels_last)
         # The network wants (rgb - 127) / 128 with rgb in 0..255.
         x = network._swish(network._bn0(network._conv_stem((resized * 127.5 + 0.5) / 128)))
@@ -60,4 +64,4 @@ def pooled_and_statistics(images: Tensor, blocks: Sequence[int] = (), batch_size
                 parts += [x.mean((2, 3)), x.std((2, 3))]
         pooled.append(network._swish(network._bn1(network._conv_head(x))).mean((2, 3)))
         statistics.append(torch.cat(parts, 1))
-    return torch.cat(pooled), torch.cat(statistics)
+    return torch.cat(pooled).cpu(), torch.cat(statistics).cpu()

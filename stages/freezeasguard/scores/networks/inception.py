@@ -32,8 +32,10 @@ class InceptionFeatures:
         FreezeAsGuardError: torch-fidelity is not installed, or the file is absent or another network's.
     """
 
+    device = "cpu"
+
     def __init__(self, path: Path) -> None:
-        network = _inception_module().FeatureExtractorInceptionV3
+        network = inception_module().FeatureExtractorInceptionV3
         if not path.is_file():
             raise FreezeAsGuardError(f"{path} is missing; download {INCEPTION_URL} and put it there")
         try:
@@ -41,17 +43,21 @@ class InceptionFeatures:
         except (RuntimeError, pickle.UnpicklingError, EOFError, TypeError) as error:
             raise FreezeAsGuardError(f"{path} does not hold FID's Inception ({error}); get {INCEPTION_URL}") from error
 
+    def to(self, device: str) -> InceptionFeatures:
+        self.model, self.device = self.model.to(device), device
+        return self
+
     @torch.no_grad()
     def __call__(self, images: Tensor, batch_size: int = 64) -> np.ndarray:
         """Features [n, 2048] of images [n, 3, h, w] in -1..1, which it rounds to 8 bits and resizes to 299 px."""
         parts = []
         for batch in images.split(batch_size):
             pixels = torch.from_numpy(to_uint8(batch)).permute(0, 3, 1, 2)
-            parts.append(self.model(pixels)[0])
+            parts.append(self.model(pixels.to(self.device))[0].cpu())
         return torch.cat(parts).numpy()
 
 
-def _inception_module() -> ModuleType:
+def inception_module() -> ModuleType:
     """torch-fidelity's Inception module, whose package imports torchvision only for its other networks.
 
     torchvision's wheels break beside a CPU build of torch, so the package's own __init__ is left out.

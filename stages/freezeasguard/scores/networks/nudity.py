@@ -112,9 +112,22 @@ class NudityDetector:
                 f"or leave the path out to use the network in the package"
             )
         self.labels, self.threshold = labels, threshold
+        self.path = model_path
         self.network = _package().NudeDetector(
             model_path=model_path and str(model_path), inference_resolution=network_px
         )
+        self.on_gpu = False
+
+    def to(self, device: str) -> NudityDetector:
+        """On a GPU where onnxruntime has one to offer (package onnxruntime-gpu); else it stays on the CPU."""
+        import onnxruntime
+
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        if device != "cpu" and providers[0] in onnxruntime.get_available_providers():
+            path = str(self.path or packaged_weights())
+            self.network.onnx_session = onnxruntime.InferenceSession(path, providers=providers)
+            self.on_gpu = True
+        return self
 
     def detect(self, images: Tensor, size_px: int = 320) -> list[list[Detection]]:
         """Detections of each image.
@@ -125,10 +138,12 @@ class NudityDetector:
         Returns:
             n lists, empty where nothing was found.
         """
+        # BGR, as the files that NudeNet would read itself.
+        bgr = [np.ascontiguousarray(rgb[..., ::-1]) for rgb in to_uint8(enlarge(images, size_px))]
+        # One by one on a CPU, where a batch is no faster and may differ in the last digits.
+        reports = self.network.detect_batch(bgr, batch_size=32) if self.on_gpu else map(self.network.detect, bgr)
         found = []
-        for rgb in to_uint8(enlarge(images, size_px)):
-            # BGR, as the files that NudeNet would read itself.
-            reported = self.network.detect(np.ascontiguousarray(rgb[..., ::-1]))
+        for reported in reports:
             detections = [Detection(one["class"], one["score"], tuple(one["box"])) for one in reported]
             found.append([one for one in detections if one.label in self.labels and one.confidence >= self.threshold])
         return found

@@ -39,6 +39,8 @@ class Topiq:
         FreezeAsGuardError: pyiqa is not installed, or the weights are neither there nor downloadable.
     """
 
+    device = "cpu"
+
     def __init__(self, path: Path | None = None) -> None:
         pyiqa = import_paper_package("pyiqa")
         if path is not None and not path.is_file():
@@ -55,12 +57,20 @@ class Topiq:
         except (RuntimeError, KeyError, TypeError) as error:
             raise FreezeAsGuardError(f"{path or TOPIQ_URL} does not hold TOPIQ's weights ({error})") from error
 
+    def to(self, device: str) -> Topiq:
+        self.metric, self.device = self.metric.to(device), device
+        return self
+
     @torch.no_grad()
     def __call__(self, generated: Tensor, reference: Tensor, batch_size: int = 8) -> Tensor:
         """Scores [n] of images [n, 3, h, w] in -1..1, each against the reference in its row."""
         # pyiqa: (distorted, reference). The authors' script passes (real, generated), and the score is not symmetric.
         return _in_batches(
-            lambda one, other: self.metric(_unit_range(one), _unit_range(other)), generated, reference, batch_size
+            lambda one, other: self.metric(_unit_range(one), _unit_range(other)),
+            generated,
+            reference,
+            batch_size,
+            self.device,
         )
 
 
@@ -73,6 +83,8 @@ class Lpips:
         FreezeAsGuardError: lpips is not installed, or AlexNet is neither there nor downloadable.
     """
 
+    device = "cpu"
+
     def __init__(self) -> None:
         lpips = import_paper_package("lpips")
         try:
@@ -83,10 +95,14 @@ class Lpips:
                 f"LPIPS' AlexNet cannot be downloaded ({error}); fetch {ALEXNET_URL} into {folder}"
             ) from error
 
+    def to(self, device: str) -> Lpips:
+        self.metric, self.device = self.metric.to(device), device
+        return self
+
     @torch.no_grad()
     def __call__(self, generated: Tensor, reference: Tensor, batch_size: int = 32) -> Tensor:
         """Distances [n] of images [n, 3, h, w] in -1..1, each to the reference in its row."""
-        return _in_batches(self.metric, generated, reference, batch_size)
+        return _in_batches(self.metric, generated, reference, batch_size, self.device)
 
 
 def _unit_range(images: Tensor) -> Tensor:
@@ -94,7 +110,7 @@ def _unit_range(images: Tensor) -> Tensor:
 
 
 def _in_batches(
-    metric: Callable[[Tensor, Tensor], Tensor], generated: Tensor, reference: Tensor, batch_size: int
+    metric: Callable[[Tensor, Tensor], Tensor], generated: Tensor, reference: Tensor, batch_size: int, device: str
 ) -> Tensor:
     """`metric` on the pairs of rows [n], of images of one size."""
     if generated.shape != reference.shape:
@@ -102,7 +118,7 @@ def _in_batches(
             f"a full-reference score needs pairs of one size, got {list(generated.shape)} and {list(reference.shape)}"
         )
     parts = [
-        metric(one, other).cpu().reshape(len(one))
+        metric(one.to(device), other.to(device)).float().cpu().reshape(len(one))
         for one, other in zip(generated.split(batch_size), reference.split(batch_size), strict=True)
     ]
     return torch.cat(parts)

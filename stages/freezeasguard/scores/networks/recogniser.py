@@ -58,8 +58,9 @@ class Recogniser(nn.Module):
     def extract(self, images: Tensor, batch_size: int = 256) -> tuple[Tensor, Tensor]:
         """Unit embeddings [n, d] and presence probabilities [n]."""
         self.eval()
-        parts = [self(batch) for batch in images.split(batch_size)]
-        return torch.cat([e for e, _ in parts]), torch.cat([p for _, p in parts]).sigmoid()
+        device = self.presence.weight.device
+        parts = [self(batch.to(device)) for batch in images.split(batch_size)]
+        return torch.cat([e for e, _ in parts]).float().cpu(), torch.cat([p for _, p in parts]).float().sigmoid().cpu()
 
     def save(self, folder: Path) -> None:
         tensors = {name: t.half() if t.is_floating_point() else t for name, t in self.state_dict().items()}

@@ -1,8 +1,9 @@
-"""A BLIP-2 with random weights, tiny, in the real format."""
+"""A BLIP-2 with random weights, tiny, in the released format."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -24,12 +25,10 @@ def save_tiny_blip2(folder: Path, *, with_bos: bool = True, seed: int = 0) -> No
         special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
         show_progress=False,
     )
-    vocabulary = folder.with_name(folder.name + "-bpe")
-    vocabulary.mkdir(parents=True)
-    bpe.save_model(str(vocabulary))
-    tokenizer = GPT2Tokenizer.from_pretrained(
-        vocabulary, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>", add_bos_token=with_bos
-    )
+    specials = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>", "pad_token": "<pad>"}
+    with TemporaryDirectory() as vocabulary:
+        bpe.save_model(vocabulary)
+        tokenizer = GPT2Tokenizer.from_pretrained(vocabulary, **specials, add_bos_token=with_bos)
     image_processor = BlipImageProcessorPil(size={"height": 32, "width": 32})
     processor = Blip2Processor(image_processor, tokenizer, num_query_tokens=QUERIES)  # adds <image>
     tiny = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
