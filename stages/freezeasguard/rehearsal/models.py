@@ -64,7 +64,7 @@ V2 = Release(
     size_px=768,
     pad_token="!",
 )
-SMALL_UNET = {"block_out_channels": (32, 64, 64, 64)}
+SMALL_UNET = {"block_out_channels": (32, 64, 96, 96)}
 SMALL_VAE = (32, 32, 32, 32)
 SMALL_TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
@@ -97,7 +97,7 @@ def stable_diffusion(folder: Path, release: Release, small: bool) -> None:
     if small:
         text_config |= SMALL_TEXT
         heads = unet_config["attention_head_dim"]
-        heads = [1, 2, 2, 2] if isinstance(heads, list) else heads
+        heads = [1, 2, 3, 3] if isinstance(heads, list) else heads
         unet_config |= {**SMALL_UNET, "attention_head_dim": heads, "cross_attention_dim": SMALL_TEXT["hidden_size"]}
     UNet2DConditionModel(**unet_config).save_pretrained(folder / "unet")
 

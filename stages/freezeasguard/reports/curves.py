@@ -72,6 +72,7 @@ def rho_figure(scores: CaseScores, path: Path) -> Path:
         axis.axhline(0, color="#8c8c8c", linewidth=0.8)
         axis.set_xlabel("share frozen, rho (%)")
         axis.grid(alpha=0.25)
+    axes[0].set_xlim(0, 100)
     named = dict.fromkeys(SCORES[scores.speaks_for(side)].label for side in SIDES)
     axes[0].set_ylabel(f"fall of quality against Full FT (%)\n{' / '.join(named)}", fontsize=8)
     axes[2].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
