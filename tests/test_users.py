@@ -17,11 +17,12 @@ from torch import Tensor
 
 from conftest import ToyDenoiser, random_latents, sd_schedule
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import write_json
 from freezeasguard.models.latents import CaseData, LatentSet
 from freezeasguard.models.protected import Protected, write_for
 from freezeasguard.protections.freezeasguard import load_finetuned
 from freezeasguard.settings.compute import PLAIN, Compute
-from freezeasguard.settings.resolve import AdaptSettings, RelearnSettings
+from freezeasguard.settings.resolve import AdaptSettings, RelearnSettings, read_settings
 from freezeasguard.settings.users import Adapt
 from freezeasguard.sides import PARTS, SIDES
 from freezeasguard.users import adapt, registry, relearn, training
@@ -150,6 +151,19 @@ def test_the_device_is_part_of_a_runs_identity(world: World) -> None:
     own: dict[str, Any] = dict(tensors="", schedule=sd_schedule(), protected=world.protected, data=world.data, seed=0)
     identities = [adapt.run_identity(SETTINGS, device=device, **own) for device in ("cpu", "cuda", "cuda:1")]
     assert identities[0] != identities[1] == identities[2]
+
+
+def test_code_is_part_of_a_runs_identity(world: World, tmp_path: Path) -> None:
+    own: dict[str, Any] = dict(tensors="", schedule=sd_schedule(), protected=world.protected, data=world.data, seed=0)
+    identities = [adapt.run_identity(SETTINGS, device="cpu", code=code, **own) for code in ("a", "b", "b")]
+    assert identities[0] != identities[1] == identities[2]
+    # and it is what the stage `settings` wrote beside the settings
+    block = AdaptSettings(seed=0, finetuning=Adapt(steps=1, batch_size=1, lr=1e-3))
+    found = []
+    for code in ({"a.py": "1"}, {"a.py": "2"}, {"a.py": "2"}):
+        write_json(tmp_path / "adapt/x.json", {"settings": block.model_dump(mode="json"), "code": code})
+        found.append(read_settings(AdaptSettings, "adapt/x", tmp_path))
+    assert found[0].code != found[1].code == found[2].code and "code" not in found[0].model_dump()
 
 
 def test_users_who_have_finished_wait_for_the_others_of_their_cell(world: World) -> None:

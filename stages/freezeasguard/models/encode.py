@@ -77,6 +77,7 @@ def chunks_identity(settings: EncodeSettings, vae: torch.nn.Module, index: pd.Da
     """All that the latents depend on."""
     return {
         "compute": settings.compute.model_dump(),
+        "code": settings.code,
         "vae": model_hash(named_tensors(vae)),
         "images": index["sha256"].tolist(),
         "device": torch.device(device).type,

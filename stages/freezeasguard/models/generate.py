@@ -105,6 +105,7 @@ def images_identity(
     rows = torch.tensor(table["reference_row"].to_numpy())
     return {
         "settings": settings.model_dump(),
+        "code": settings.code,
         "weights": [model_hash(named_tensors(network)) for network in (unet, vae)],
         "sampler": dict(scheduler.config),
         "table": table.to_csv(),

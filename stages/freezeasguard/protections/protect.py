@@ -69,6 +69,7 @@ class Inputs:
         when = dict.fromkeys(("mask", "imma"), {"checkpoint_minutes"})
         return {
             "settings": self.settings.model_dump(mode="json", exclude=when),  # pyright: ignore[reportArgumentType]
+            "code": self.settings.code,
             "model": model_hash(self.tensors),
             "schedule": [schedule.prediction_type, digest(schedule.alphas_cumprod)],
             "data": [digest(self.data.latents), digest(self.data.text), self.data.index.to_csv()],

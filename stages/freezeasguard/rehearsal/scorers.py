@@ -159,7 +159,7 @@ def topiq(path: Path) -> Path:
     """pyiqa's TOPIQ of the paper."""
 
     def make() -> dict[str, Any]:
-        import pyiqa
+        import pyiqa  # pyright: ignore[reportMissingImports]
 
         metric = pyiqa.create_metric("topiq_fr-pipal", backbone_pretrain=False, pretrained=False)
         return {"params": metric.net.state_dict()}
@@ -172,7 +172,7 @@ def lpips(torch_home: Path) -> Path:
     from freezeasguard.scores.networks.pairs import ALEXNET_URL
 
     def make() -> Any:
-        from torchvision.models import alexnet
+        from torchvision.models import alexnet  # pyright: ignore[reportMissingImports]
 
         return alexnet(weights=None).state_dict()
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from freezeasguard.arms import Arm
 from freezeasguard.data.sources.registry import SOURCES
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.files import fingerprint, folder_atomically, write_json
 from freezeasguard.reading import read_json
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.blocks import Block, Seed
@@ -53,7 +53,14 @@ class SurveySettings(Block):
     """Whether all classes are, or which ones."""
 
 
-class EncodeSettings(Block):
+class Resumed(Block):
+    """Of a stage whose killed run goes on: what it wrote by other code is no part of the same run."""
+
+    code: str = Field("", exclude=True)
+    """Stands for the code that the stage depends on; the stage `settings` writes it beside the settings."""
+
+
+class EncodeSettings(Resumed):
     seed: Seed
     compute: Compute = Compute()
     roles: str
@@ -68,7 +75,7 @@ class ReferenceSettings(Block):
     score: Score
 
 
-class RelearnSettings(Block):
+class RelearnSettings(Resumed):
     seed: Seed
     compute: Compute = Compute()
     users: str
@@ -76,7 +83,7 @@ class RelearnSettings(Block):
     finetuning: Finetuning
 
 
-class ProtectSettings(Block):
+class ProtectSettings(Resumed):
     seed: Seed
     compute: Compute = Compute()
     arm: str
@@ -90,13 +97,13 @@ class ProtectSettings(Block):
     guide: str = " "
 
 
-class AdaptSettings(Block):
+class AdaptSettings(Resumed):
     seed: Seed
     compute: Compute = Compute()
     finetuning: Adapt
 
 
-class GenerateSettings(Block):
+class GenerateSettings(Resumed):
     seed: Seed
     compute: Compute = Compute()
     generate: Generate
@@ -205,9 +212,10 @@ def read_settings(block: type[AnyBlock], name: str, folder: Path = SETTINGS) -> 
     remedy = "run `dvc repro settings`"
     values = read_json(path, remedy, keys=["settings"])
     try:
-        return block.model_validate(values["settings"])
+        found = block.model_validate(values["settings"])
     except ValidationError as error:
         raise FreezeAsGuardError(f"{path} holds no {error.title}, which the stage reads; {remedy}") from None
+    return found.model_copy(update={"code": fingerprint(values.get("code"))}) if isinstance(found, Resumed) else found
 
 
 def read_reported(stage: str, folder: Path = SETTINGS) -> Params:

@@ -44,6 +44,7 @@ def run_identity(
     data: LatentSet,
     device: str,
     compute: Compute = PLAIN,
+    code: str = "",
 ) -> dict[str, Any]:
     """All that a user's run depends on: a checkpoint is taken up again where every entry agrees, and nowhere else.
 
@@ -53,6 +54,7 @@ def run_identity(
     return {
         "settings": settings.model_dump(exclude={"checkpoint_steps", "checkpoint_minutes"}),
         "compute": compute.model_dump(),
+        "code": code,
         "seed": seed,
         "model": tensors,
         "schedule": [schedule.prediction_type, digest(schedule.alphas_cumprod)],
@@ -76,6 +78,7 @@ def adapt_and_save(
     device: str,
     checkpoint_name: str,
     compute: Compute = PLAIN,
+    code: str = "",
     wait: bool = False,
 ) -> None:
     """Fine-tune the model as protected and write `name`.safetensors (changed tensors) and `name`.json.
@@ -98,6 +101,7 @@ def adapt_and_save(
         data=data,
         device=device,
         compute=compute,
+        code=code,
     )
     pieces = Pieces(out, identity) if wait else None
     if pieces and (out / COSTS).is_file():  # the last file that a user writes
@@ -148,7 +152,20 @@ def adapt_cell(
             if user in sets:
                 raise FreezeAsGuardError(f"two classes of the {side} side would be one user, {user}; rename one")
             sets[user] = data.select(side, half, name)
-    train_users(config, settings.seed, model, protected, sets, out, label, device, workers, costs, settings.compute)
+    train_users(
+        config,
+        settings.seed,
+        model,
+        protected,
+        sets,
+        out,
+        label,
+        device,
+        workers,
+        costs,
+        settings.compute,
+        settings.code,
+    )
 
 
 def train_users(
@@ -163,6 +180,7 @@ def train_users(
     workers: int,
     costs: Path | None = None,
     compute: Compute = PLAIN,
+    code: str = "",
 ) -> None:
     """One user a set, side by side on a CPU; each leaves `out`/NAME.safetensors and .json.
 
@@ -172,7 +190,8 @@ def train_users(
     waiting = {name: CHECKPOINTS / f"{label}-{name.replace('/', '-')}" for name in sets}
 
     def task(name: str) -> Callable[[], None]:
-        own = {"seed": seed, "device": device, "compute": compute, "checkpoint_name": waiting[name].name, "wait": True}
+        how = {"device": device, "compute": compute, "code": code, "wait": True}
+        own = {"seed": seed, "checkpoint_name": waiting[name].name, **how}
         user = name.rpartition("/")[2]
         return lambda: adapt_and_save(user, model, protected, sets[name], settings, waiting[name], **own)
 

@@ -27,5 +27,5 @@ def relearn_case(
         name: reduce(LatentSet.join, [data.select(side, ["mask_learning"]) for side in FINETUNED_SIDES[name]])
         for name in names
     }
-    how = (label, device, workers, costs, settings.compute)
+    how = (label, device, workers, costs, settings.compute, settings.code)
     train_users(settings.finetuning, settings.seed, model, None, sets, out, *how)
