@@ -242,6 +242,7 @@ def loopback_hub(large: bytes, slow: threading.Event) -> Iterator[tuple[str, lis
         server.server_close()
 
 
+@pytest.mark.kill  # more than a minute, of the hub client's start-up twice
 def test_a_killed_fetch_of_a_model_goes_on_and_the_stage_finds_it(project: Path) -> None:
     """With the hub's real client, and the revision pinned by the first fetch."""
     values: Any = yaml.safe_load(profile_text("smoke"))
