@@ -22,22 +22,24 @@ class Width(StrEnum):
 
 
 @cli.command()
-def profile(name: Annotated[str | None, typer.Argument(help="Its name; without one, the list.")] = None) -> None:
+def profile(
+    name: Annotated[str | None, typer.Argument(help="Its name; without one, the list.")] = None,
+    allow_explicit: Annotated[
+        bool, typer.Option("--allow-explicit", help="With the cases that fetch, generate and score explicit images.")
+    ] = False,
+) -> None:
     """Replace params.yaml, and the cells in data/cells.json, by a profile."""
-    from freezeasguard.settings.params import load_params
-    from freezeasguard.settings.profiles import profile_names, write_profile
+    from freezeasguard.settings.profiles import explicit_domains, profile_names, write_profile
 
     if name is None:
         print("\n".join(profile_names()))
         return
-    copy = write_profile(name)
+    copy = write_profile(name, allow_explicit=allow_explicit)
     kept = f"; your edited params.yaml is kept as {copy}" if copy else ""
     print(f"params.yaml now holds the profile {name}; `git diff` shows what changed{kept}")
-    if explicit := [key for key, domain in load_params().domains.items() if domain.any_explicit]:
-        print(
-            f"it fetches and generates explicit images (domain {', '.join(explicit)}); to do without, set "
-            "allow_explicit: false, and remove that domain and its cases"
-        )
+    if explicit := explicit_domains(name):
+        shown = f"explicit images (domain {', '.join(explicit)})"
+        print(f"it fetches and generates {shown}" if allow_explicit else f"without {shown}: --allow-explicit puts them in")
 
 
 @cli.command()

@@ -63,8 +63,12 @@ def _move_comment(base: Any, overlay: Any, key: str) -> None:
         base.ca.items[key] = overlay.ca.items[key]
 
 
-def profile_text(name: str) -> str:
-    """params.yaml of a profile, with the base's comments."""
+def profile_text(name: str, *, allow_explicit: bool = True) -> str:
+    """params.yaml of a profile, with the base's comments.
+
+    Args:
+        allow_explicit: False leaves out the domains that show explicit images, and their cases.
+    """
     if name not in profile_names():
         raise FreezeAsGuardError(f"there is no profile {name!r}; choose one of {', '.join(profile_names())}")
     base = (_folder() / "base.yaml").read_text()
@@ -74,14 +78,26 @@ def profile_text(name: str) -> str:
     overlay = yaml.load((_folder() / f"{name}.yaml").read_text())
     values = yaml.load(profile_text(overlay.pop("extends", BASE)))
     _merge(values, overlay)
+    if not allow_explicit and values.get("allow_explicit"):
+        values["allow_explicit"] = False
+        for domain in explicit_domains(name):
+            del values["domains"][domain]
+            for case in [case for case, of in values["cases"].items() if of["domain"] == domain]:
+                del values["cases"][case]
     buffer = io.StringIO()
     yaml.dump(values, buffer)
     return buffer.getvalue()
 
 
-def write_profile(name: str, path: Path = PARAMS) -> Path | None:
+def explicit_domains(name: str) -> list[str]:
+    """Those of a profile that show explicit images."""
+    domains = checked(profile_text(name), Path(f"profile {name}")).domains
+    return [key for key, domain in domains.items() if domain.any_explicit]
+
+
+def write_profile(name: str, path: Path = PARAMS, *, allow_explicit: bool = True) -> Path | None:
     """Replace params.yaml by the profile, and its cells; returns the copy of what was lost otherwise, if any was."""
-    text = profile_text(name)
+    text = profile_text(name, allow_explicit=allow_explicit)
     checked(text, Path(f"profile {name}"))
     copy = keep_copy(path)
     write_params(text, path)
@@ -93,7 +109,8 @@ def keep_copy(path: Path) -> Path | None:
     if not path.is_file():
         return None
     content = path.read_bytes()
-    if content == _committed(path) or any(content == profile_text(name).encode() for name in profile_names()):
+    texts = (profile_text(name, allow_explicit=allowed) for name in profile_names() for allowed in (True, False))
+    if content == _committed(path) or any(content == text.encode() for text in texts):
         return None
     for number in count(1):
         copy = path.with_name(f"{path.name}.bak{number if number > 1 else ''}")
