@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from freezeasguard.arms import Arm
-from freezeasguard.settings.params import Params, parse_params
+from freezeasguard.cli import cli
+from freezeasguard.settings.params import Params, load_params, parse_params
 from freezeasguard.settings.profiles import profile_text
 
 ROOT = Path(__file__).parent.parent
@@ -83,3 +85,14 @@ def test_sizes_models_and_explicit_classes(params: Params) -> None:
     assert all(model.repo and len(str(model.revision)) == 40 for model in params.models.values())
     assert params.domain_of("explicit").explicit_classes() == ["nsfw"]
     assert {name for name, domain in params.domains.items() if domain.any_explicit} == {"nsfw-logos"}
+
+
+def test_explicit_material_is_asked_for_and_never_just_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, there in ((["paper"], False), (["paper", "--allow-explicit"], True)):
+        said = CliRunner().invoke(cli, ["profile", *arguments])
+        assert said.exit_code == 0 and "explicit images (domain nsfw-logos)" in said.output
+        found = load_params(Path("params.yaml"))
+        assert found.allow_explicit is there and ("explicit" in found.cases) is there
+        assert any(domain.any_explicit for domain in found.domains.values()) is there
+    assert not list(tmp_path.glob("*.bak*"))  # neither is an edit of one's own

@@ -39,7 +39,9 @@ def profile(
     print(f"params.yaml now holds the profile {name}; `git diff` shows what changed{kept}")
     if explicit := explicit_domains(name):
         shown = f"explicit images (domain {', '.join(explicit)})"
-        print(f"it fetches and generates {shown}" if allow_explicit else f"without {shown}: --allow-explicit puts them in")
+        print(
+            f"it fetches and generates {shown}" if allow_explicit else f"without {shown}: --allow-explicit puts them in"
+        )
 
 
 @cli.command()
