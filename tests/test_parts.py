@@ -48,7 +48,7 @@ def train_users(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Laten
 def test_users_adapt_on_the_adaptation_half_alone(data: CaseData, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never on a held-out image: its caption is a prompt that nobody trained on."""
     handed = train_users(adapt, monkeypatch)
-    settings: Any = SimpleNamespace(finetuning=SimpleNamespace(per_class=False), seed=0, compute=None)
+    settings: Any = SimpleNamespace(finetuning=SimpleNamespace(per_class=False), seed=0, compute=None, code="")
     adapt.adapt_cell(settings, Path(), Path(), data, Path(), "label", "cpu", 1)
     assert {name: shown(given) for name, given in handed.items()} == {side: {(side, "adaptation")} for side in SIDES}
 
@@ -58,7 +58,7 @@ def test_simulated_users_learn_from_the_mask_learning_half_alone(
     users: str, data: CaseData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handed = train_users(relearn, monkeypatch)
-    settings: Any = SimpleNamespace(finetuning=None, seed=0, users=users, compute=None)
+    settings: Any = SimpleNamespace(finetuning=None, seed=0, users=users, compute=None, code="")
     relearn.relearn_case(settings, Path(), data, Path(), "label", "cpu", 1)
     each = {side: {(side, "mask_learning")} for side in SIDES}
     expected = each if users == "per_side" else {"joint": set.union(*each.values())}

@@ -75,7 +75,7 @@ def _mean_and_slope(logits: Tensor, temperature: float, shift: float) -> tuple[f
     """mean(m) of the shifted logits and its derivative in the shift, in float64 whatever the logits are in."""
     total = torch.zeros(2, dtype=torch.float64, device=logits.device)
     for part in logits.split(CACHED if len(logits) > CHUNK and logits.device.type == "cpu" else CHUNK):
-        m = part.double().add_(shift).div_(temperature).sigmoid_()
+        m = (part.double() + shift).div_(temperature).sigmoid_()  # a sum of its own: the logits may be float64 already
         total += torch.stack([m.sum(), (1 - m).mul_(m).sum()])
     mean, slope = (total / len(logits)).tolist()
     return mean, slope / temperature
