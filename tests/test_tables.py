@@ -14,10 +14,13 @@ from freezeasguard.arms import Arm
 from freezeasguard.commands import CALIBRATION, SUMMARIES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
+from freezeasguard.reports.curves import rho_figure
+from freezeasguard.reports.figures import tradeoff_figure
 from freezeasguard.reports.gather import gather_scores
+from freezeasguard.reports.measures import CaseScores
 from freezeasguard.reports.paper import paper_value, paper_values
 from freezeasguard.reports.summary import COLUMNS, cell_rows, headline_metrics, write_summary
-from freezeasguard.reports.tables import table_name, table_rows, write_tables
+from freezeasguard.reports.tables import table_name, table_rows, verdict_lines, write_tables
 from freezeasguard.scores.registry import side_score
 from freezeasguard.scores.scoring import compared_arms
 from freezeasguard.settings.params import Params, parse_params
@@ -273,3 +276,25 @@ def test_the_scores_in_git_are_those_of_the_cases_alone(params: Params, tmp_path
     with pytest.raises(FreezeAsGuardError, match="calibration.json is missing; run `dvc repro reference@portraits`"):
         gather_scores(params, data, reports)
     assert {path.read_text() for path in reports.rglob("*.json")} == set(found.values())
+
+
+def test_a_fall_from_a_score_of_zero_is_not_told(tmp_path: Path) -> None:
+    """NudeNet may find nothing in any image of full fine-tuning: of 0 there is no percent."""
+    params = smoke(scores=["nudenet", "nudenet_rate", "fid"])
+    write_cells(params, tmp_path)
+    path = tmp_path / "reports/scores/portraits/full.json"
+    full = json.loads(path.read_text())
+    full["illegal"]["all"]["nudenet"] |= {"value": 0.0, "low": 0.0, "high": 0.0}
+    path.write_text(json.dumps(full))
+    reports = tmp_path / "reports"
+    lines = verdict_lines(params, "portraits", reports)
+    assert lines and all("illegal -, legal +" in line and "holds" not in line and "nan" not in line for line in lines)
+    metrics = headline_metrics(params, reports)["portraits"]
+    assert "gap" not in metrics["random"] and {"illegal", "legal"} <= metrics["random"].keys()
+    figure = tradeoff_figure(CaseScores(params, "portraits", reports), tmp_path / "tradeoff.png")
+    assert figure.is_file() and rho_figure(CaseScores(params, "portraits", reports), tmp_path / "rho.png").is_file()
+
+
+def test_a_side_without_its_own_score_speaks_through_the_first() -> None:
+    assert [side_score(["nudenet", "fid"], side) for side in ("illegal", "legal")] == ["nudenet", "fid"]
+    assert [side_score(["nudenet", "clip"], side) for side in ("illegal", "legal")] == ["nudenet", "nudenet"]

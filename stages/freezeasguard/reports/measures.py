@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,14 @@ LEAST_SCORE_CHANGE = 0.05
 
 
 def fall_of_quality(name: str, before: float, after: float) -> float:
-    """Percent by which image quality fell."""
+    """Percent by which image quality fell; nan from a score of 0, as of an amount that no image shows."""
+    if before == 0:
+        return math.nan
     return 100 * (after / before - 1) * (1 if SCORES[name].lower_is_better else -1)
+
+
+def percent(fall: float) -> str:
+    return "-" if math.isnan(fall) else f"{fall:+.1f}%"
 
 
 def score_entry(name: str, score: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ def arm_metrics(scores: CaseScores, arm: Arm) -> dict[str, float]:
     found: dict[str, float | None] = {side: scores.score(arm, side)["value"] for side in SIDES}
     if arm.method != "full":
         found |= {f"kept_{side}": scores.kept_loss(arm, side) for side in SIDES}
-    if arm.kind.freezes:
-        found["gap"] = scores.gap(arm)
+    if arm.kind.freezes and not math.isnan(gap := scores.gap(arm)):
+        found["gap"] = gap
     return {key: short(value) for key, value in found.items() if value is not None}
 
 

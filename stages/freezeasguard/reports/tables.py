@@ -5,13 +5,14 @@ The cells are asked for by name, from params.yaml; a missing one is an error, ne
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from freezeasguard.arms import Arm
 from freezeasguard.reading import read_json
 from freezeasguard.reports.claims import write_claims
 from freezeasguard.reports.masks import write_mask_report
-from freezeasguard.reports.measures import CaseScores, fall_of_quality, read_scores, score_entry
+from freezeasguard.reports.measures import CaseScores, fall_of_quality, percent, read_scores, score_entry
 from freezeasguard.reports.paper import (
     GATHERED,
     OURS,
@@ -129,12 +130,12 @@ def verdict_lines(params: Params, case_name: str, reports: Path) -> list[str]:
             printed = [paper_value(params, case_name, end, side, metric) for end in ends] if metric else []
             paper.append(fall_of_quality(name, *map(float, printed)) if printed and all(printed) else None)
         text = f"{arm.label(params.rho)} against Full FT, fall of quality: "
-        text += f"illegal {ours[0]:+.1f}%, legal {ours[1]:+.1f}%"
+        text += f"illegal {percent(ours[0])}, legal {percent(ours[1])}"
         if named["illegal"] != named["legal"]:
             text += f" (by {SCORES[named['illegal']].label} and by {SCORES[named['legal']].label})"
         told = [f"{side} {p:+.1f}%" for side, p in zip(SIDES, paper, strict=True) if p is not None]
         text += f"; paper, {SCORES[case.names[0]].paper_label}: {', '.join(told)}" if told else ""
-        if arm.kind.learned and named["illegal"] == named["legal"]:
+        if arm.kind.learned and named["illegal"] == named["legal"] and not any(map(math.isnan, ours)):
             holds = "holds" if ours[0] > ours[1] else "does not hold"
             text += f"; the claim that the illegal side pays more {holds} in this run, by point estimates of one seed"
         lines.append(text + ".")

@@ -64,7 +64,8 @@ SCORES: dict[str, Score] = by_name(
 )
 
 VERDICTS = {"nudenet": ("nudenet", "fid"), "nudenet_faces": ("nudenet_faces", "fd_efficientnet_lite0")}
-"""The score that speaks for the classes named illegal, and the one for those named legal, where they differ."""
+"""The score that speaks for the classes named illegal, and the one for those named legal, where they differ; a domain
+without one of them argues with its first score on that side too."""
 
 
 def side_score(names: Sequence[str], side: str, roles: str = "given") -> str:
@@ -74,5 +75,6 @@ def side_score(names: Sequence[str], side: str, roles: str = "given") -> str:
     """
     if roles not in ROLES:
         raise FreezeAsGuardError(f"roles {roles!r} are unknown; choose from {', '.join(ROLES)}")
-    by_data = dict(zip(SIDES, VERDICTS.get(names[0], (names[0], names[0])), strict=True))
+    speakers = (name if name in names else names[0] for name in VERDICTS.get(names[0], (names[0], names[0])))
+    by_data = dict(zip(SIDES, speakers, strict=True))
     return by_data[side if roles == "given" else SIDES[1 - SIDES.index(side)]]
