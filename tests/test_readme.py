@@ -17,8 +17,9 @@ README = (ROOT / "README.md").read_text()
 
 def test_ci_calls_the_readmes_test_command() -> None:
     command = next(line.strip() for line in README.splitlines() if line.startswith("    pip") and "pytest" in line)
+    packages = next(line.strip() for line in README.splitlines() if line.startswith("    apt-get"))
     said = (ROOT / ".ci/run").read_text().replace("pip install -q", "pip install")
-    assert command in said
+    assert command in said and packages in said
 
 
 def test_commands_of_the_readme_exist(tmp_path: Path, monkeypatch) -> None:

@@ -137,7 +137,6 @@ def test_a_profile_that_is_not_there_is_named(tmp_path: Path) -> None:
         run.rehearse("nosuch", tmp_path, small=True)
 
 
-@pytest.mark.rehearsal  # until it was seen to end: see the branch's report
 def test_every_stage_runs_at_small_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same classes, names and file formats as at full width, through the whole DAG."""
     monkeypatch.chdir(ROOT)
