@@ -120,7 +120,10 @@ SLOW = {"slow": stage("echo $$ > pid; sleep 30; echo done > slow", "slow")}
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([*RUN, *arguments], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """With Ctrl-C as a terminal's shell leaves it: what runs these tests in the background ignores it."""
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen([*RUN, *arguments], cwd=folder, **pipes, **heard)
 
 
 def pid_of(folder: Path) -> int:
