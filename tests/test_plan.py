@@ -93,7 +93,7 @@ def test_generation_costs_two_passes_a_step_for_every_row_of_the_prompt_table() 
 
 def test_a_case_generates_its_own_numbers_of_images() -> None:
     params = params_of("paper")
-    assert params.generate_block("costs").images_per_prompt == 1 and params.generate_block("costs").steps == 50
+    assert params.generate_block("costs").images_per_prompt == 4 and params.generate_block("costs").steps == 50
     assert params.generate_block("portraits") == params.generate
 
 

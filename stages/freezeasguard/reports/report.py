@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib import metadata, resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -248,8 +249,11 @@ def cases_table(params: Params) -> Table:
 
 
 def table_assets() -> tuple[str, str]:
-    """DataTables as CSS, and as a JavaScript module in base64."""
-    folder = resources.files("itables") / "html"
+    """DataTables as CSS, and as a JavaScript module in base64; importing the package would read pyproject.toml."""
+    spec = find_spec("itables")
+    if spec is None or spec.origin is None:
+        raise FreezeAsGuardError("the page's tables need the package itables; `pip install itables`")
+    folder = Path(spec.origin).parent / "html"
     module = base64.b64encode((folder / "dt_bundle.js").read_bytes()).decode()
     return (folder / "dt_bundle.css").read_text(), module
 
