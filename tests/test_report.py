@@ -14,7 +14,8 @@ from browser import MISSING, Browser, chromium, installed
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.reports import report
 from freezeasguard.reports.figures import write_figures
-from freezeasguard.reports.report import Album, leading_number, make_table, verdict_kind, write_report
+from freezeasguard.reports.rendering import write_table
+from freezeasguard.reports.report import Album, leading_number, make_table, read_rendered, verdict_kind, write_report
 from freezeasguard.reports.tables import write_tables
 from freezeasguard.settings.params import Params
 from reported import ARMS, smoke, write_cells
@@ -155,3 +156,15 @@ def test_the_page_works_in_a_browser(shown: Path, browser: Browser, width: int, 
     assert browser.run(COLUMN) == sorted(given) and given != sorted(given, reverse=True)
     browser.run(CLICK)
     assert browser.run(COLUMN) == sorted(given, reverse=True) and browser.log() == []
+
+
+def test_a_table_of_a_case_whose_name_holds_a_dot(tmp_path: Path) -> None:
+    write_table(
+        tmp_path / "table7-portraits-1.4", "Portraits", ["Arm", "Side", "Score"], [["Full FT", "legal", "1"]], ["n"]
+    )
+    table = read_rendered(tmp_path / "table7-portraits-1.4")
+    assert (table.title, [cell.text for cell in table.rows[0]], table.notes) == (
+        "Portraits",
+        ["Full FT", "legal", "1"],
+        ["n"],
+    )

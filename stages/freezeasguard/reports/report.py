@@ -122,11 +122,12 @@ def make_table(name: str, title: str, header: list[str], rows: list[list[str]], 
 
 def read_rendered(path: Path) -> Table:
     """A table as the stage `tables` (or `collect`) wrote it: cells from the CSV, title and notes from the Markdown."""
-    for file in (path.with_suffix(".csv"), path.with_suffix(".md")):
+    cells, words = (path.with_name(f"{path.name}.{suffix}") for suffix in ("csv", "md"))  # a case's name may hold dots
+    for file in (cells, words):
         if not file.is_file():
             raise FreezeAsGuardError(f"{file} is missing; run `dvc repro tables`")
-    header, *rows = csv.reader(io.StringIO(path.with_suffix(".csv").read_text()))
-    lines = path.with_suffix(".md").read_text().splitlines()
+    header, *rows = csv.reader(io.StringIO(cells.read_text()))
+    lines = words.read_text().splitlines()
     title = next((line[2:] for line in lines if line.startswith("# ")), path.name)
     return make_table(path.name, title, header, rows, [line[2:] for line in lines if line.startswith("- ")])
 
