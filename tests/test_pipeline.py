@@ -91,6 +91,8 @@ def test_every_file_that_a_stage_opened_is_declared(project: Path) -> None:
                 continue
             if settings_only(path) or only_a_docstring(path):
                 continue
+            if "/" not in path and not (project / path).exists():
+                continue  # a name below an open folder, as `shutil.rmtree` opens it
             assert covered(hidden, listed | allowed), f"{name} opened {path}, which it does not declare"
         seen.add(name)
     assert seen == set(lock) - {"pretrain"}  # frozen: it never ran
