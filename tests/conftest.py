@@ -86,9 +86,14 @@ def schedule() -> NoiseSchedule:
 
 @pytest.fixture(scope="session")
 def _unet() -> UNet2DConditionModel:
+    return small_unet()
+
+
+def small_unet(**otherwise: Any) -> UNet2DConditionModel:
+    """Of SD's topology with few channels, its weights drawn from one seed."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return UNet2DConditionModel(
+        config: dict[str, Any] = dict(
             sample_size=SIZE,
             in_channels=CHANNELS,
             out_channels=CHANNELS,
@@ -99,7 +104,8 @@ def _unet() -> UNet2DConditionModel:
             norm_num_groups=4,
             down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
             up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        ).eval()
+        )
+        return UNet2DConditionModel(**{**config, **otherwise}).eval()
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def write_cells(params: Params, root: Path) -> None:
                 write_image(root / "data/images" / case / arm.name / side / f"{i}.png", shade(a, s, i))
         (root / "data/images" / case / arm.name / "index.csv").write_text(index)
         costs = {side: cost(arm.rho(params.rho), s, trained=not arm.before) for s, side in enumerate(SIDES)}
-        write_json(root / "data/costs/adapt" / f"{case}-{arm.name}.json", {"users": costs})
+        write_json(root / "data/costs/adapt" / f"{case}-{arm.name}.json", costs)
         write_json(root / "reports/scores" / case / f"{arm.name}.json", scores)
         write_image_scores(params, case, a, root / "data/scores" / case / "images" / f"{arm.name}.csv")
     for _, arm in params.protected:

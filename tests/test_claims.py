@@ -141,8 +141,8 @@ def test_costs_are_ratios_of_the_same_users(tmp_path: Path) -> None:
         "+15.0%"
     )
     path = tmp_path / "data/costs/adapt/portraits-freezeasguard.json"
-    users = json.loads(path.read_text())["users"]
-    write_json(path, {"users": {user: {**one, "peak_bytes": None} for user, one in users.items()}})
+    users = json.loads(path.read_text())
+    write_json(path, {user: {**one, "peak_bytes": None} for user, one in users.items()})
     assert rows_of(params, tmp_path)["memory-22"]["Verdict"] == "not decidable with n = 0 users: not measured"
     assert cost(0.0, 0)["median_step_s"] == 0.5
 

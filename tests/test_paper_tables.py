@@ -127,8 +127,8 @@ def test_table_8_reads_the_users_costs_and_never_the_papers(tmp_path: Path) -> N
     assert own["Memory: ratio to no freezing"].startswith("0.60") and own["paper: Memory (GB)"] == "9.49"
     assert float(own["Memory (GiB) ↓"]) == pytest.approx(9 * 0.6)
     path = tmp_path / "data/costs/adapt/faces-freezeasguard-80.json"
-    users = json.loads(path.read_text())["users"]
-    write_json(path, {"users": {user: {**one, "device": "cpu", "peak_bytes": None} for user, one in users.items()}})
+    users = json.loads(path.read_text())
+    write_json(path, {user: {**one, "device": "cpu", "peak_bytes": None} for user, one in users.items()})
     on_cpu = {row["rho"]: row for row in rendered(params, tmp_path, 8)}["80%"]
     assert on_cpu["Memory (GiB) ↓"] == on_cpu["Memory: ratio to no freezing"] == "-"
     path.unlink()

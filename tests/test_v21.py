@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from conftest import CHANNELS, SIZE, TEXT, random_latents, sd_schedule
+from conftest import TEXT, random_latents, sd_schedule, small_unet
 from freezeasguard.masks.bilevel import MaskLearner
 from freezeasguard.models.diffusion import named_tensors
 from freezeasguard.protections.heuristics import KINDS, is_of_kind
@@ -26,18 +26,7 @@ V21: dict[str, Any] = {"use_linear_projection": True, "upcast_attention": True}
 
 @pytest.fixture(scope="module")
 def _v21() -> UNet2DConditionModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return UNet2DConditionModel(
-            sample_size=SIZE,
-            in_channels=CHANNELS,
-            out_channels=CHANNELS,
-            block_out_channels=(8, 16, 24, 24),
-            attention_head_dim=(1, 2, 4, 4),
-            cross_attention_dim=TEXT,
-            norm_num_groups=4,
-            **V21,
-        ).eval()
+    return small_unet(attention_head_dim=(1, 2, 4, 4), **V21)
 
 
 @pytest.fixture

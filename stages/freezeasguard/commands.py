@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -42,7 +42,7 @@ def run(command: Callable[..., Any]) -> None:
     # The networks are small: one thread is faster, and leaves the other core to the cell's other side.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet()
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     remove_leftovers(DATA, REPORTS)
     command.__doc__ = command.__doc__ or sys.modules[command.__module__].__doc__
     try:
@@ -58,7 +58,8 @@ def keep_weights_here() -> None:
         os.environ.setdefault(f"{name}_HOME", str((DATA / "weights" / name.lower()).absolute()))
 
 
-def _terminate(number: int, _: Any) -> None:
+def terminate(number: int, _: Any) -> NoReturn:
+    """A handler of signals: leave as Ctrl-C does, through what has to be put in order."""
     signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning short
     raise SystemExit(128 + number)
 

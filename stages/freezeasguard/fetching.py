@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from freezeasguard.commands import DATA
 from freezeasguard.data.sources.archive import archive_path, bring_archive
@@ -109,19 +109,16 @@ def _commit(repo: str, kind: str, revision: str | None) -> str:
     return pins[repo]
 
 
-class _told:
+@contextmanager
+def _told(doing: str) -> Iterator[None]:
     """One line for whatever the hub's client raises."""
-
-    def __init__(self, doing: str) -> None:
-        self.doing = doing
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, FreezeAsGuardError):
-            said = " ".join(str(error).split())
-            raise FreezeAsGuardError(f"cannot {self.doing}: {said}; log in (`hf auth login`) or try again") from error
+    try:
+        yield
+    except FreezeAsGuardError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise FreezeAsGuardError(f"cannot {doing}: {said}; log in (`hf auth login`) or try again") from error
 
 
 def _bring_model(model: Model, folder: Path) -> None:

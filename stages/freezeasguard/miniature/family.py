@@ -7,25 +7,22 @@ of one width at every resolution; its UNet predicts v.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from freezeasguard.files import folder_atomically
-from freezeasguard.miniature.architecture import new_clip, new_scheduler, new_unet
-from freezeasguard.miniature.corpus import PHOTOGRAPH_COPIES, Corpus, build_corpus, generic_photographs
-from freezeasguard.miniature.recipe import encode_both_flips, part_of_recipe, seeded, text_tower
+from freezeasguard.miniature.architecture import new_clip, new_scheduler
+from freezeasguard.miniature.corpus import Corpus, build_corpus
+from freezeasguard.miniature.recipe import part_of_recipe, seeded, text_tower, train_unets
 from freezeasguard.miniature.train_clip import train_clip
-from freezeasguard.miniature.train_unet import train_unet
-from freezeasguard.models.diffusion import NoiseSchedule, encode_text, tokenize
+from freezeasguard.models.diffusion import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -84,31 +81,7 @@ def train_variant(
     else:
         tower = CLIPTextModel.from_pretrained(base / "text_encoder")
 
-    def encoded(images: np.ndarray, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, _ = tokenize(tokenizer, [*captions, ""])
-        return encode_both_flips(vae, images), encode_text(tower.eval(), ids).half()
-
-    def save(folder: Path, trained: tuple[UNet2DConditionModel, list[float]]) -> None:
-        average, curve = trained
-        average.save_pretrained(folder)
-        (folder / "curve.json").write_text(json.dumps(curve))
-
-    def make_drawings(folder: Path) -> None:
-        latents, text = encoded(corpus.images, corpus.captions)
-        torch.manual_seed(0)
-        unet, own = new_unet(**variant.unet), {"batch_size": 32, "lr": 1.5e-3, "generator": seeded()}
-        save(folder, train_unet(unet, schedule, latents, text, steps=variant.drawings, **own))
-
-    def make_unet(folder: Path) -> None:
-        latents, text = encoded(corpus.images, corpus.captions)
-        photographs, of_photographs = encoded(*generic_photographs())
-        latents = torch.cat([latents, photographs.repeat(PHOTOGRAPH_COPIES, 1, 1, 1, 1)])
-        text = torch.cat([text[:-1], of_photographs[:-1].repeat(PHOTOGRAPH_COPIES, 1, 1), text[-1:]])
-        unet, own = UNet2DConditionModel.from_pretrained(drawings), {"batch_size": 32, "lr": 1e-3}
-        save(folder, train_unet(unet, schedule, latents, text, steps=variant.photographs, generator=seeded(1), **own))
-
-    drawings = part_of_recipe(work, "drawings", make_drawings)
-    part_of_recipe(work, "unet", make_unet)
+    train_unets(work, corpus, vae, tokenizer, tower, schedule, variant.drawings, variant.photographs, **variant.unet)
 
 
 def assemble_variant(name: str, base: Path, work: Path, model: Path) -> None:

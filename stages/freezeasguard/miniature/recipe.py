@@ -73,46 +73,58 @@ def run_recipe(work: Path, steps: dict[str, int] | None = None, corpus: Corpus |
         train_clip(clip, tokenizer, images, captions, steps=steps["clip"], batch_size=96, lr=1e-3, generator=seeded())
         clip.save_pretrained(folder)
 
-    def encoded(images: np.ndarray, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents of both flips and text embeddings, in half precision; the empty prompt last."""
-        vae = AutoencoderKL.from_pretrained(vae_folder).eval()
-        clip = CLIPModel.from_pretrained(clip_folder).eval()
-        ids, _ = tokenize(CLIPTokenizer.from_pretrained(tokenizer_folder), [*captions, ""])
-        return encode_both_flips(vae, images), encode_text(text_tower(clip), ids).half()
-
-    def save_unet(folder: Path, trained: tuple[UNet2DConditionModel, list[float]]) -> None:
-        average, curve = trained
-        average.save_pretrained(folder)
-        (folder / "curve.json").write_text(json.dumps(curve))
-
-    def make_drawings_unet(folder: Path) -> None:
-        latents, text = encoded(images, captions)
-        torch.manual_seed(0)
-        unet, schedule = new_unet(), NoiseSchedule.of(new_scheduler())
-        trained = train_unet(
-            unet, schedule, latents, text, steps=steps["drawings"], batch_size=32, lr=1.5e-3, generator=seeded()
-        )
-        save_unet(folder, trained)
-
-    def make_unet(folder: Path) -> None:
-        """On from the UNet of drawings, with photographs of faces among them."""
-        latents, text = encoded(images, captions)
-        photographs, of_photographs = encoded(*generic_photographs())
-        latents = torch.cat([latents, photographs.repeat(PHOTOGRAPH_COPIES, 1, 1, 1, 1)])
-        text = torch.cat([text[:-1], of_photographs[:-1].repeat(PHOTOGRAPH_COPIES, 1, 1), text[-1:]])
-        unet = UNet2DConditionModel.from_pretrained(drawings_folder)
-        schedule, generator = NoiseSchedule.of(new_scheduler()), seeded(1)
-        trained = train_unet(
-            unet, schedule, latents, text, steps=steps["unet"], batch_size=32, lr=1e-3, generator=generator
-        )
-        save_unet(folder, trained)
-
     tokenizer_folder = part_of_recipe(work, "tokenizer", lambda f: _save_tokenizer(captions, f))
     vae_folder = part_of_recipe(work, "vae", make_vae)
     part_of_recipe(work, "recogniser", make_recogniser)
     part_of_recipe(work, "style", make_style)
     clip_folder = part_of_recipe(work, "clip", make_clip)
-    drawings_folder = part_of_recipe(work, "drawings", make_drawings_unet)
+    tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    vae, tower = AutoencoderKL.from_pretrained(vae_folder).eval(), text_tower(CLIPModel.from_pretrained(clip_folder))
+    schedule = NoiseSchedule.of(new_scheduler())
+    train_unets(work, corpus, vae, tokenizer, tower, schedule, steps["drawings"], steps["unet"])
+
+
+def train_unets(
+    work: Path,
+    corpus: Corpus,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    tower: CLIPTextModel,
+    schedule: NoiseSchedule,
+    drawings: int,
+    photographs: int,
+    **of_unet: Any,
+) -> None:
+    """The parts `drawings` and `unet`: a UNet trained on drawings, and on from it with photographs of faces among them.
+
+    Args:
+        drawings, photographs: steps of the one and of the other; of_unet: what the UNet has otherwise.
+    """
+
+    def encoded(images: np.ndarray, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents of both flips and text embeddings, in half precision; the empty prompt last."""
+        ids, _ = tokenize(tokenizer, [*captions, ""])
+        return encode_both_flips(vae, images), encode_text(tower.eval(), ids).half()
+
+    def train_and_save(folder: Path, unet: UNet2DConditionModel, *data: torch.Tensor, **how: Any) -> None:
+        average, curve = train_unet(unet, schedule, *data, batch_size=32, **how)
+        average.save_pretrained(folder)
+        (folder / "curve.json").write_text(json.dumps(curve))
+
+    def make_drawings(folder: Path) -> None:
+        data = encoded(corpus.images, corpus.captions)
+        torch.manual_seed(0)
+        train_and_save(folder, new_unet(**of_unet), *data, steps=drawings, lr=1.5e-3, generator=seeded())
+
+    def make_unet(folder: Path) -> None:
+        latents, text = encoded(corpus.images, corpus.captions)
+        of_faces, told = encoded(*generic_photographs())
+        latents = torch.cat([latents, of_faces.repeat(PHOTOGRAPH_COPIES, 1, 1, 1, 1)])
+        text = torch.cat([text[:-1], told[:-1].repeat(PHOTOGRAPH_COPIES, 1, 1), text[-1:]])
+        unet = UNet2DConditionModel.from_pretrained(drawings_folder)
+        train_and_save(folder, unet, latents, text, steps=photographs, lr=1e-3, generator=seeded(1))
+
+    drawings_folder = part_of_recipe(work, "drawings", make_drawings)
     part_of_recipe(work, "unet", make_unet)
 
 

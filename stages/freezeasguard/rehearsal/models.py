@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.models import family
 
 VOCABULARY = 49408
 """CLIP's: the two last are <|startoftext|> and <|endoftext|>."""
@@ -40,19 +41,13 @@ class Release:
 
 
 V1 = Release(
-    unet={"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64},
+    unet=family.V1["unet"],
     text={"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
     scheduler={"_class_name": "PNDMScheduler"},
     size_px=512,
 )
 V2 = Release(
-    unet={
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-        "upcast_attention": True,
-        "sample_size": 96,
-    },
+    unet={**family.V2["unet"], "upcast_attention": True},
     text={
         "hidden_size": 1024,
         "intermediate_size": 4096,
@@ -60,7 +55,7 @@ V2 = Release(
         "num_attention_heads": 16,
         "hidden_act": "gelu",
     },
-    scheduler={"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+    scheduler={"_class_name": "DDIMScheduler", **family.V2["scheduler"]},
     size_px=768,
     pad_token="!",
 )
@@ -102,10 +97,7 @@ def stable_diffusion(folder: Path, release: Release, small: bool) -> None:
     UNet2DConditionModel(**unet_config).save_pretrained(folder / "unet")
 
     vae = AutoencoderKL(
-        block_out_channels=SMALL_VAE if small else (128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
+        **{**family.VAE, **({"block_out_channels": SMALL_VAE} if small else {})},
         sample_size=512,
     )
     vae.save_config(folder / "vae")

@@ -160,20 +160,14 @@ def repro(project: Path, log: Path, environment: dict[str, str]) -> dict[str, fl
     binaries = Path(sys.executable).parent
     environment = {**os.environ, **environment, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
     environment["PYTHONUNBUFFERED"] = "1"
-    command = [sys.executable, "-m", "dvc"]
-    named = subprocess.run(
-        [*command, "stage", "list", "--name-only"], cwd=project, env=environment, capture_output=True
-    )
-    stages = named.stdout.decode().split()
-    if named.returncode:
-        raise FreezeAsGuardError(f"DVC cannot read the stages in {project}: {named.stderr.decode().strip()[-500:]}")
+    n_stages = len(stage_names(project))
     current, since, tail = "", time.monotonic(), []
     with (
         log.open("a", buffering=1) as file,
-        tqdm(total=len(stages) - 1, desc="dvc repro") as bar,
-    ):  # all but the frozen pretrain
+        tqdm(total=n_stages, desc="dvc repro") as bar,
+    ):
         process = subprocess.Popen(
-            [*command, "repro"],
+            [*DVC, "repro"],
             cwd=project,
             env=environment,
             stdout=subprocess.PIPE,

@@ -128,8 +128,7 @@ def component_rows(params: Params, table: int, reports: Path) -> tuple[list[str]
 def read_costs(data: Path, case: str, arm: str) -> dict[str, dict[str, Any]]:
     """user -> device, steps, median_step_s, peak_bytes; null where nothing was measured."""
     path = data / "costs" / "adapt" / f"{case}-{arm}.json"
-    costs = read_json(path, f"run `dvc repro -f adapt@{case}-{arm}`")
-    return costs.get("users", costs)
+    return read_json(path, f"run `dvc repro -f adapt@{case}-{arm}`")
 
 
 COSTS: dict[str, tuple[str, Callable[[list[float]], float]]] = {

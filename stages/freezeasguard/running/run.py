@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
 
 from filelock import FileLock, Timeout
 
+from freezeasguard.commands import terminate
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.running.engine import Engine
 from freezeasguard.running.pipeline import Pipeline
@@ -49,7 +49,7 @@ def run_stages(root: Path, targets: Sequence[str] = (), executor: str = "local",
         alone.acquire(timeout=0)
     except Timeout:
         raise FreezeAsGuardError(f"another `freezeasguard run` is at work in {root.resolve()}; wait for it") from None
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         pipeline = Pipeline(root, targets)
         with Screen(len(pipeline.stages)) as screen:
@@ -57,11 +57,6 @@ def run_stages(root: Path, targets: Sequence[str] = (), executor: str = "local",
     finally:
         signal.signal(signal.SIGTERM, before)
         alone.release()
-
-
-def _terminate(number: int, _: Any) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning short
-    raise SystemExit(128 + number)
 
 
 class _Run:
