@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import threading
@@ -78,15 +77,6 @@ class Pieces:
 
     def clear(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """The file in both places: by a link, or a copy on another disk or one that knows no links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def digest(tensor: Tensor) -> str:

@@ -114,6 +114,15 @@ def _is_running(pid: int) -> bool:
     return True
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """The file in both places: by a link, or a copy on another disk or one that knows no links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def write_json(path: Path, value: Any, *, sort_keys: bool = True) -> None:
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n")

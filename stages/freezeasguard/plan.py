@@ -18,6 +18,7 @@ from typing import Any
 from freezeasguard.arms import Arm
 from freezeasguard.checks import model_folder
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.masks.memory import activation_bytes, learning_bytes
 from freezeasguard.models.family import Size, configurations, size_of
 from freezeasguard.settings.params import Case, Params
 from freezeasguard.settings.profiles import cells_content
@@ -26,13 +27,15 @@ from freezeasguard.settings.reading import read_yaml
 MAP = Path("dvc.yaml")
 TFLOPS = {"bfloat16": 100.0, "tf32": 50.0, "float32": 25.0, "cpu": 0.03}
 """Sustained, of an H100 by how it computes, and of a CPU's core; a tenth of the H100's peak in bfloat16."""
-ACTIVATIONS_GIB = 1.74 / 0.80
-"""In 16 bits, an image of training and a TFLOP of the forward pass: estimated for SD v1.5 (1.74 GiB, 0.80 TFLOP)."""
-CHECKPOINTED = 0.2
-"""Share of the activations that gradient checkpointing keeps, roughly."""
+SD_TFLOP = 0.80
+"""A forward pass of SD v1.5 on 64 x 64 latents, whose activations `masks.memory` counts; others in proportion."""
 PNG_BYTES_A_PIXEL, SCORE_S, CAPTION_S = 1.6, 0.02, 0.3
 """Of a photograph; seconds an image and extractor on a GPU; an image of BLIP-2."""
 GIB = 2.0**30
+LINKS = (
+    "disk: of one copy; DVC keeps a second in its cache where the file system cannot clone files (ext4), unless it may "
+    "link them: `dvc config --local cache.type hardlink,copy`"
+)
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,16 @@ class _CaseCosts:
         """Of training, an image."""
         return self.size.unet_tflop * (4 if self.params.compute.gradient_checkpointing else 3)
 
+    @property
+    def activations(self) -> int:
+        """Bytes, of an image that is trained on."""
+        return round(activation_bytes((64, 64), self.params.compute) * self.size.unet_tflop / SD_TFLOP)
+
     def training_gib(self, copies: float, batch: int) -> float:
+        """Of `copies` of the weights - themselves, gradients, moments - and a batch's activations."""
         compute = self.params.compute
-        an_image = ACTIVATIONS_GIB * self.size.unet_tflop * (1 if compute.precision == "bfloat16" else 2)
-        an_image *= CHECKPOINTED if compute.gradient_checkpointing else 1
-        return copies * self.weights_gib + an_image * min(batch, compute.micro_batch_size or batch)
+        copies += 0.5 if compute.precision == "bfloat16" else 0  # autocast's
+        return copies * self.weights_gib + self.activations * min(batch, compute.micro_batch_size or batch) / GIB
 
     def all(self) -> Iterator[Cost]:
         size, px, params = self.size, self.domain.size_px, self.params
@@ -137,9 +145,7 @@ class _CaseCosts:
             mask = params.mask_block(self.name, arm)
             a_side = mask.mask_batch_size or mask.batch_size // 2
             images = mask.mask_steps * (mask.user_steps * mask.batch_size + 2 * a_side * mask.path_points)
-            users, adamw = 1 if mask.users == "joint" else 2, 2 if mask.user_optimizer == "adamw" else 0
-            at_once = 1 if params.compute.users_on_host else users
-            memory = self.training_gib(1 + at_once * (1 + adamw), max(mask.batch_size, 2 * a_side))
+            memory = learning_bytes(self.size.shapes, mask, params.compute, self.activations)["device"] / GIB
             tflop = images * self.step_tflop * (1 + mask.diagnostic_seeds)
             return Cost("protect", self.name, tflop, 0, 0.01, memory)
         if block == "imma":
@@ -191,6 +197,7 @@ def lines(params: Params, tflops: float | None = None) -> Iterator[str]:
     total, disk = sum(cost.hours(tflops) for cost in found), sum(cost.disk_gib for cost in found)
     peak = max((cost.gpu_gib for cost in found), default=0)
     yield f"{'in all':<10}{sum(counts.values()):>6}{total:>9.2f}{disk:>10.1f}{peak:>9.1f}"
+    yield LINKS
     by_table: Counter[str] = Counter()
     for cost in found:
         if cost.case is not None:

@@ -6,6 +6,7 @@ Light on purpose: sizes are counted on torch's meta device, where a network has 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -72,11 +73,16 @@ def expected_prediction(configs: Mapping[str, Mapping[str, Any]]) -> str | None:
 class Size:
     """Of one image, or of the UNet."""
 
-    parameters: int
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the UNet's tensors, by name."""
     unet_tflop: float
     """A forward pass; a multiplication and an addition are two."""
     encode_tflop: float
     decode_tflop: float
+
+    @property
+    def parameters(self) -> int:
+        return sum(map(math.prod, self.shapes.values()))
 
 
 def size_of(configs: Mapping[str, Mapping[str, Any]], px: int) -> Size:
@@ -105,5 +111,5 @@ def _size_of(configs: str, px: int) -> Size:
             with FlopCounterMode(display=False) as counter:
                 call()
             tflop[name] = counter.get_total_flops() / 1e12
-    n_parameters = sum(parameter.numel() for parameter in unet.parameters())
-    return Size(n_parameters, tflop["unet"], tflop["encode"], tflop["decode"])
+    shapes = {name: tuple(parameter.shape) for name, parameter in unet.named_parameters()}
+    return Size(shapes, tflop["unet"], tflop["encode"], tflop["decode"])

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, write_json
+from freezeasguard.files import folder_atomically, link_or_copy, write_json
 from freezeasguard.reading import read_json
 from freezeasguard.settings.params import Model
 from freezeasguard.settings.pins import needs_pin
@@ -57,7 +55,7 @@ def fetch_model(spec: Model, out: Path, downloads: Path) -> None:
             _copy(check_model_folder(spec.path), temporary)
         else:
             for name, path in download_model(spec, downloads).items():
-                _link(path, temporary / name)
+                link_or_copy(path, temporary / name)  # no second copy of gigabytes
         told = {"source": str(spec.path or spec.repo), "revision": spec.revision}
         write_json(temporary / "model.json", {**told, "files": weight_hashes(check_model_folder(temporary))})
 
@@ -69,17 +67,6 @@ def _copy(folder: Path, out: Path) -> None:
                 (out / part).mkdir(exist_ok=True)
                 shutil.copyfile(path, out / part / path.name)
     shutil.copyfile(folder / "model_index.json", out / "model_index.json")
-
-
-def _link(path: Path, target: Path) -> None:
-    """Without a second copy of some gigabytes, where the file system can."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise
-        shutil.copyfile(path, target)
 
 
 def download_model(spec: Model, downloads: Path) -> dict[str, Path]:

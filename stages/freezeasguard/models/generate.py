@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from freezeasguard.checkpoints import CHECKPOINTS, Pieces, digest, link_or_copy
-from freezeasguard.files import folder_atomically, write_atomically
+from freezeasguard.checkpoints import CHECKPOINTS, Pieces, digest
+from freezeasguard.files import folder_atomically, link_or_copy, write_atomically
 from freezeasguard.models.computing import configure
 from freezeasguard.models.diffusion import decode_latents, load_scheduler, load_vae, model_hash, named_tensors
 from freezeasguard.models.images import to_uint8

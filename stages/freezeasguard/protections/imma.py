@@ -24,7 +24,7 @@ from freezeasguard.models.computing import configure, prepare
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, named_tensors
 from freezeasguard.models.freezing import freeze
 from freezeasguard.models.latents import LatentSet
-from freezeasguard.models.protected import Protected
+from freezeasguard.models.protected import Protected, load_tensors
 from freezeasguard.protections.protect import Inputs
 from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.methods import IMMA
@@ -83,9 +83,7 @@ def immunise(
     )
     history, remedy = IMMAHistory(), "lower imma.outer_lr or imma.inner_lr"
     if checkpoint and (state := checkpoint.load()):
-        with torch.no_grad():
-            for name, parameter in everything.items():
-                parameter.copy_(state["tensors"][name])
+        load_tensors(unet, state["tensors"])
         inner.load_state_dict(state["inner"])
         outer.load_state_dict(state["outer"])
         generator.set_state(state["generator"])

@@ -90,7 +90,7 @@ def copy_project(root: Path, folder: Path) -> Path:
             shutil.copyfile(root / name, folder / name)
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     # Gigabytes of weights need not lie in the workspace and in the cache.
-    (folder / ".dvc" / "config.local").write_text("[cache]\n    type = reflink,hardlink,copy\n")
+    (folder / ".dvc" / "config.local").write_text("[cache]\n    type = hardlink,copy\n")
     return folder
 
 

@@ -20,8 +20,8 @@ LEAST_SCORE_CHANGE = 0.05
 
 
 def fall_of_quality(name: str, before: float, after: float) -> float:
-    """Percent by which image quality fell; nan from a score of 0, as of an amount that no image shows."""
-    if before == 0:
+    """Percent by which image quality fell; nan from a score that is not above 0: an amount that no image shows."""
+    if before <= 0:
         return math.nan
     return 100 * (after / before - 1) * (1 if SCORES[name].lower_is_better else -1)
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from freezeasguard.checkpoints import CHECKPOINTS, Checkpoint, Pieces, digest, link_or_copy
+from freezeasguard.checkpoints import CHECKPOINTS, Checkpoint, Pieces, digest
 from freezeasguard.costs import Meter
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.files import folder_atomically, write_atomically, write_json
+from freezeasguard.files import folder_atomically, link_or_copy, write_atomically, write_json
 from freezeasguard.models.batches import finite_loss, fixed_noise_loss
 from freezeasguard.models.computing import configure
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash, stored_tensors

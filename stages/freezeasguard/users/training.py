@@ -17,6 +17,7 @@ from freezeasguard.models.computing import prepare
 from freezeasguard.models.diffusion import NoiseSchedule, named_tensors
 from freezeasguard.models.freezing import Frozen
 from freezeasguard.models.latents import LatentSet
+from freezeasguard.models.protected import load_tensors
 from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.users import Finetuning
 
@@ -84,9 +85,7 @@ def _train(
     held.guard(optimizer)
     losses: list[float] = []
     if checkpoint and (state := checkpoint.load()):
-        with torch.no_grad():
-            for name, parameter in trainable.items():
-                parameter.copy_(state["tensors"][name])
+        load_tensors(unet, state["tensors"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
         losses = state["losses"]
