@@ -17,12 +17,14 @@ from freezeasguard.data.split import (
     n_mask_learning,
     perceptual_hashes,
     read_split,
+    rows_of_sides,
     split,
     split_domain,
 )
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.settings.params import Domain
 from freezeasguard.settings.resolve import SplitSettings
+from freezeasguard.sides import PARTS
 
 
 def test_pretraining_figures_are_others() -> None:
@@ -175,3 +177,23 @@ def test_bad_folders_leave_nothing_behind(tmp_path: Path, broken: str) -> None:
     with pytest.raises(FreezeAsGuardError, match=str(root)):
         crawl_domain(Domain(source="folder", path=root), tmp_path / "out", tmp_path / "downloads", 0)
     assert sorted(p.name for p in tmp_path.iterdir()) == ([] if broken == "missing" else ["in"])
+
+
+def test_other_classes_stand_for_the_legal_side_while_masks_are_learned() -> None:
+    """METHOD, reading 10: logos while masks are learned, the legal class's own images for its user."""
+    rows = [(name, part) for name in ("faces", "legal", "logos", "none") for part in PARTS]
+    table = pd.DataFrame(rows, columns=["class", "part"])
+    sides = {"faces": "illegal", "legal": "legal"}
+
+    def found(stand_in: list[str]) -> set[tuple[str, str, str]]:
+        return set(rows_of_sides(table, sides, stand_in)[["class", "part", "side"]].itertuples(index=False, name=None))
+
+    own = {(name, part, side) for name, side in sides.items() for part in PARTS}
+    assert found([]) == own
+    learning = ("mask_learning", "legal")
+    assert found(["logos"]) == own - {("legal", *learning)} | {("logos", *learning)}
+    assert found(["legal", "logos"]) == own | {("logos", *learning)}
+    with pytest.raises(FreezeAsGuardError, match="learn_legal: no class is called 'nobody'"):
+        found(["nobody"])
+    with pytest.raises(FreezeAsGuardError, match="learn_legal names the class 'faces', which is illegal"):
+        found(["faces"])

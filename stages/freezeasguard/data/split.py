@@ -107,6 +107,25 @@ def assign_sides(
     return {name: SIDES[1 - SIDES.index(side)] for name, side in sides.items()}
 
 
+def rows_of_sides(table: pd.DataFrame, sides: dict[str, str], learn_legal: list[str]) -> pd.DataFrame:
+    """The split's rows of the classes in use, with their `side`.
+
+    Where `learn_legal` names classes, their mask-learning images are the legal side's, instead of its own classes'
+    (METHOD, reading 10); no other part of theirs is used.
+    """
+    if unknown := sorted(set(learn_legal) - set(table["class"])):
+        known = ", ".join(sorted(set(table["class"])))
+        raise FreezeAsGuardError(f"learn_legal: no class is called {unknown[0]!r}; the domain has {known}")
+    if illegal := [name for name in learn_legal if sides.get(name) == "illegal"]:
+        raise FreezeAsGuardError(f"learn_legal names the class {illegal[0]!r}, which is illegal; leave it out")
+    side = table["class"].map(sides)
+    if learn_legal:
+        learning = table["part"] == "mask_learning"
+        side = side.mask(learning & (side == "legal"))
+        side = side.mask(learning & table["class"].isin(learn_legal), "legal")
+    return table.assign(side=side).dropna(subset=["side"]).reset_index(drop=True)
+
+
 def _given_sides(classes: list[str], illegal: int | list[str], legal: int | list[str], seed: int) -> dict[str, str]:
     named = {SIDES[0]: illegal, SIDES[1]: legal}
     sides = {name: side for side, names in named.items() if isinstance(names, list) for name in names}

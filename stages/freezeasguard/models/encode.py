@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from freezeasguard.checkpoints import CHECKPOINTS, Pieces
-from freezeasguard.data.split import assign_sides, read_split
+from freezeasguard.data.split import assign_sides, read_split, rows_of_sides
 from freezeasguard.files import folder_atomically, write_atomically, write_json
 from freezeasguard.models.computing import configure
 from freezeasguard.models.diffusion import (
@@ -42,8 +42,8 @@ def encode_case(settings: EncodeSettings, model: Path, raw: Path, splits: Path, 
     table = read_split(splits)
     classes = sorted(set(table["class"]))
     sides = assign_sides(classes, settings.illegal, settings.legal, settings.seed, roles=settings.roles)
-    table = table[table["class"].isin(sides)].reset_index(drop=True)
-    index = table.assign(row=range(len(table)), side=[sides[c] for c in table["class"]])
+    index = rows_of_sides(table, sides, settings.learn_legal)
+    index["row"] = range(len(index))
     torch.set_num_threads(THREADS)
     configure(settings.compute, device)
     vae = load_vae(model).to(device)  # pyright: ignore[reportArgumentType]

@@ -324,6 +324,10 @@ class Case(Block):
     """Of the paper; null for a case of one's own."""
     illegal: Classes
     legal: Classes
+    learn_legal: list[str] = []
+    """Classes whose mask-learning images stand for the legal side while theta_ft and masks are learned; none: those of
+    `legal` (paper). The authors' code takes Modern-Logo whatever the domain (METHOD, reading 10): a domain of
+    `parts` holds both."""
     arms: Annotated[list[Name], Field(min_length=2)]
     """In the order of the table (see `arms.Arm`); after a change, `freezeasguard cells`."""
     concepts: list[str] = []

@@ -66,6 +66,7 @@ class EncodeSettings(Resumed):
     roles: str
     illegal: int | list[str]
     legal: int | list[str]
+    learn_legal: list[str] = []
 
 
 class ReferenceSettings(Block):
@@ -162,7 +163,7 @@ def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
     for name, case in params.cases.items():
         scores = list(params.domain_of(name).score_names())
         of_scores = tuple(sorted({type(SCORES[score]).__module__ for score in scores}))
-        sides = {"illegal": case.illegal, "legal": case.legal}
+        sides = {"illegal": case.illegal, "legal": case.legal, "learn_legal": case.learn_legal}
         yield f"encode/{name}", EncodeSettings(seed=seed, compute=compute, roles=params.roles, **sides), ()
         yield (
             f"reference/{name}",
