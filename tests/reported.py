@@ -96,12 +96,12 @@ def write_cells(params: Params, root: Path) -> None:
 
 
 def write_image_scores(params: Params, case: str, arm: int, path: Path) -> None:
-    """A row an image, as the stage `score` writes them, about the arm's values."""
+    """A row an image, as the stage `score` writes them, about the arm's values, arm 0's far worse."""
     names = [name for name in params.domain_of(case).score_names() if SCORES[name].an_image]
     rows = [",".join(["file", "side", "class", "reference_row", *names])]
     for side in SIDES:
         for i in range(N_IMAGES):
-            own = (str(value(arm, side, k) + 0.01 * (i - 1)) for k in range(len(names)))
+            own = (str(value(arm or 20, side, k) + 0.01 * (i - 1)) for k in range(len(names)))
             rows.append(",".join([f"{side}/{i}.png", side, CLASSES[side][i % 2], str(i), *own]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(rows) + "\n")

@@ -12,7 +12,8 @@ import pytest
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
-from freezeasguard.reports.claims import Claim, Images, Measured, early_fall, read_claims, swing, verdict, write_claims
+from freezeasguard.reports.claims import Claim, early_fall, read_claims, swing, verdict, write_claims
+from freezeasguard.reports.paired import Images, Measured
 from freezeasguard.reports.paper import paper_values, printed_metrics
 from freezeasguard.scores.comparisons import paired_differences
 from freezeasguard.settings.params import Params
@@ -97,6 +98,8 @@ def test_figures_and_verdicts_follow_the_images(tmp_path: Path) -> None:
     assert rows_of(params, tmp_path)["mitigation-37-uce"]["Verdict"] == "does not hold"
     noisy(tmp_path, falls | {"freezeasguard-50": 0.37}, n=8, spread=0.2)
     assert rows_of(params, tmp_path)["mitigation-37-uce"]["Verdict"] == "not decidable with n = 16 images"
+    noisy(tmp_path, falls | {"pretrained": 0.0}, n=8, spread=0.2)
+    assert rows_of(params, tmp_path)["mitigation-37-uce"]["Verdict"].startswith("no signal: Full FT betters it by")
 
 
 def test_a_fall_is_the_paired_difference_over_the_base(tmp_path: Path) -> None:
@@ -116,6 +119,23 @@ def test_a_fall_is_the_paired_difference_over_the_base(tmp_path: Path) -> None:
     assert found.value == pytest.approx(200 * expected.value) and found.n == 16
     # THE interval of scores is centred on the resamples' median, that of differences is the percentile's
     assert found.high - found.low == pytest.approx(200 * (expected.high - expected.low))
+
+
+def test_the_gain_of_full_fine_tuning_is_the_paired_difference(tmp_path: Path) -> None:
+    params = smoke(FIFTY)
+    write_cells(params, tmp_path)
+    noisy(tmp_path, {"full": 0.0, "pretrained": 0.1}, n=8, spread=0.05)
+    images = Images(params, "portraits", tmp_path / "data")
+    full, pretrained = (next(arm for arm in params.arms("portraits") if arm.name == n) for n in ("full", "pretrained"))
+    gain = images.gain("legal", "recogniser")
+    values = {arm.name: images.of(arm, "legal")["recogniser"].to_numpy(float) for arm in (full, pretrained)}
+    resamples = images.resamples("legal", images.of(full, "legal"))
+    expected = paired_differences(values, [("pretrained", "full")], resamples)["pretrained", "full"].interval
+    assert gain.value == pytest.approx(expected.value) and gain.high - gain.low == pytest.approx(
+        expected.high - expected.low
+    )
+    assert bool(images.no_signal("legal", "recogniser")) == (gain.low <= 0)
+    assert images.no_signal("legal", "clip_tiny").startswith("no signal: Full FT betters it by +0.00")
 
 
 def test_what_the_profile_lacks_is_told_and_what_is_missing_is_an_error(tmp_path: Path) -> None:

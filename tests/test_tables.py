@@ -287,8 +287,10 @@ def test_a_fall_from_a_score_of_zero_is_not_told(tmp_path: Path) -> None:
     full["illegal"]["all"]["nudenet"] |= {"value": 0.0, "low": 0.0, "high": 0.0}
     path.write_text(json.dumps(full))
     reports = tmp_path / "reports"
-    lines = verdict_lines(params, "portraits", reports)
-    assert lines and all("illegal -, legal +" in line and "nan" not in line for line in lines)
+    lines = verdict_lines(params, "portraits", reports, tmp_path / "data")
+    assert lines and not any("nan" in line for line in lines)
+    arms = [line for line in lines if "fall of quality" in line]
+    assert arms and all("illegal no signal, legal no signal" in line for line in arms)
     metrics = headline_metrics(params, reports)["portraits"]
     assert "gap" not in metrics["random"] and {"illegal", "legal"} <= metrics["random"].keys()
     figure = tradeoff_figure(CaseScores(params, "portraits", reports), tmp_path / "tradeoff.png")

@@ -39,6 +39,8 @@ def rehearse(name: str, to: Path, *, small: bool, size_px: int | None = None, fe
     """
     values = _values(name)
     plan = rehearsed(values, to / "hub", size_px or _default_px(small), few, scorers.unavailable(list(SCORES)))
+    if not small:
+        plan.values["workers"] = 1  # a user of Stable Diffusion takes 14 GiB and more
     project = copy_project(Path.cwd(), to / "project")
     environment = fabricate(plan, to / "hub", project, small)
     text = io.StringIO()

@@ -1,31 +1,26 @@
 """The paper's quantitative claims beside our figures: claims.yaml fixes what decides each, intervals decide it.
 
 A claim holds where the whole interval clears its bound, does not hold where none of it does, and is not decidable
-otherwise. Claims of a case or an arm that the profile lacks are told as not run.
+otherwise; nor is one by a score that full fine-tuning does not better. Claims of a case or an arm that the profile
+lacks are told as not run.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from freezeasguard.arms import Arm
-from freezeasguard.reading import read_table
-from freezeasguard.reports.measures import fall_of_quality, read_losses
+from freezeasguard.reports.measures import read_losses
+from freezeasguard.reports.paired import Images, Measured
 from freezeasguard.reports.paper_tables import cases_of, cost_case, cost_ratios, read_costs
 from freezeasguard.reports.rendering import write_table
 from freezeasguard.scores.registry import SCORES, side_score
 from freezeasguard.settings.blocks import Block
 from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
 
 NAME = "claims"
 NOT_RUN = "not run in this profile"
@@ -58,24 +53,6 @@ class Claim(Block):
         return f"> {self.at_least:g}%" if self.at_least is not None else f"<= {self.at_most:g}%"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Percent, with the interval that decides; n is what it rests on."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    of: str = "images"
-
-    @classmethod
-    def over_users(cls, percents: list[float]) -> Measured | None:
-        """Their mean, between the smallest and the largest."""
-        if not percents:
-            return None
-        return cls(sum(percents) / len(percents), min(percents), max(percents), len(percents), "users")
-
-
 def read_claims() -> list[Claim]:
     from ruamel.yaml import YAML
 
@@ -101,66 +78,6 @@ def arm_at(params: Params, case: str, wanted: str) -> Arm | None:
         if plain and (not percent or abs(arm.rho(params.rho) - float(percent) / 100) < 1e-9):
             return arm
     return None
-
-
-@dataclass(frozen=True)
-class Images:
-    """The scores of a case's images, an arm's table each, and THE bootstrap's resamples of a side."""
-
-    params: Params
-    case: str
-    data: Path
-
-    @cached_property
-    def _tables(self) -> dict[str, pd.DataFrame]:
-        return {}
-
-    @cached_property
-    def _resamples(self) -> dict[str, list[np.ndarray]]:
-        return {}
-
-    def of(self, arm: Arm, side: str) -> pd.DataFrame:
-        """Rows in the same order in every arm: one prompt and one noise each."""
-        if arm.name not in self._tables:
-            path = self.data / "scores" / self.case / "images" / f"{arm.name}.csv"
-            names = self.params.domain_of(self.case).score_names()
-            columns = ("file", "side", "class", *(name for name in names if SCORES[name].an_image))
-            table = read_table(path, f"run `dvc repro -f score@{self.case}`", columns, ("reference_row",))
-            self._tables[arm.name] = table.sort_values("file", kind="stable")
-        table = self._tables[arm.name]
-        return table.loc[table["side"] == side].reset_index(drop=True)
-
-    def resamples(self, side: str, table: pd.DataFrame) -> list[np.ndarray]:
-        import numpy as np
-
-        from freezeasguard.scores.statistics import resample_clusters
-
-        if side not in self._resamples:
-            clusters = (table["class"].tolist(), table["reference_row"].tolist())
-            n, rng = self.params.score.comparison_resamples, np.random.default_rng(self.params.seed)
-            self._resamples[side] = list(resample_clusters(clusters, n, rng))
-        return self._resamples[side]
-
-    def fall(self, pairs: list[tuple[Arm, Arm]], side: str, name: str) -> Measured:
-        """Percent by which the first arm's quality is below the second's; of two pairs, the first's less the second's.
-
-        Both arms of a resample hold the same prompts and noise.
-        """
-        import numpy as np
-
-        from freezeasguard.scores.statistics import bootstrap_interval
-
-        tables = {arm: self.of(arm, side) for pair in pairs for arm in pair}
-        values = {arm: table[name].to_numpy(float) for arm, table in tables.items()}
-
-        def statistic(rows: np.ndarray) -> float:
-            with np.errstate(divide="ignore", invalid="ignore"):  # a score of nothing found may be 0
-                own, *less = (fall_of_quality(name, values[b][rows].mean(), values[a][rows].mean()) for a, b in pairs)
-            return float(own - sum(less))
-
-        table = tables[pairs[0][0]]
-        interval = bootstrap_interval(statistic, len(table), self.resamples(side, table))
-        return Measured(interval.value, interval.low, interval.high, len(table))
 
 
 def deciding_score(params: Params, case: str, claim: Claim) -> str:
@@ -201,6 +118,9 @@ class Decider:
             return next((case for case in cases.values()), None)
         return cases.get(claim.column)
 
+    def images_of(self, case: str) -> Images:
+        return self.images.setdefault(case, Images(self.params, case, self.data))
+
     def figure(self, claim: Claim, case: str, arms: dict[str, Arm]) -> tuple[str, Measured | None]:
         """What decides the claim, in words, and its figure; None where it was not measured."""
         if claim.test == "saving":
@@ -215,7 +135,7 @@ class Decider:
         name = deciding_score(self.params, case, claim)
         if not SCORES[name].an_image:
             return SCORES[name].label, None  # a distance of sets has no paired difference
-        images = self.images.setdefault(case, Images(self.params, case, self.data))
+        images = self.images_of(case)
         pairs = [(arms[a], arms[b]) for a, b in ((claim.arm, claim.against), *([claim.minus] if claim.minus else []))]
         return SCORES[name].label, images.fall(pairs, claim.side, name)
 
@@ -235,7 +155,10 @@ class Decider:
         if found is None:
             return [*told, decided, "-", claim.bound, "not decidable with n = 0 users: not measured"]
         ours = f"{found.value:+.1f}% [{found.low:+.1f}, {found.high:+.1f}]"
-        return [*told, decided, ours, claim.bound, verdict(claim, found)]
+        silent = claim.test == "fall" and self.images_of(case).no_signal(
+            claim.side, deciding_score(self.params, case, claim)
+        )
+        return [*told, decided, ours, claim.bound, silent or verdict(claim, found)]
 
     def _compared(self, claim: Claim, arms: dict[str, Arm]) -> str:
         if claim.test in ("early_fall", "swing"):
@@ -257,7 +180,8 @@ def write_claims(params: Params, reports: Path, data: Path) -> Path:
         f"Profile {params.profile}, seed {params.seed}, mask preset {params.mask.preset}. Ours: {world}.",
         "What decides each claim was fixed before any run (stages/freezeasguard/reports/claims.yaml). A claim holds "
         "where the whole interval clears its bound, and does not hold where none of it does. Uncorrected for their "
-        "number.",
+        "number. No signal: by the score that decides, full fine-tuning's images are not better than the pretrained "
+        "model's beyond chance, so that none of it can be kept or lost.",
         "Falls of quality: THE bootstrap over class, prompt and image, both arms on the same prompts and noise. Costs "
         "and losses: the mean over users, between the smallest and the largest.",
     ]

@@ -12,6 +12,7 @@ from freezeasguard.reading import read_json
 from freezeasguard.reports.claims import write_claims
 from freezeasguard.reports.masks import write_mask_report
 from freezeasguard.reports.measures import CaseScores, fall_of_quality, percent, read_scores, score_entry
+from freezeasguard.reports.paired import no_signal
 from freezeasguard.reports.paper import (
     GATHERED,
     OURS,
@@ -29,6 +30,8 @@ from freezeasguard.scores.registry import SCORES
 from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
+LEAST_AUC = 0.7
+"""Below it a score tells the classes of real images apart too seldom to say anything of generated ones."""
 SHARED_NOTES = (
     "Worse quality on the illegal side is stronger mitigation; on the legal side it is the cost.",
     "[95% interval]: bootstrap over class, prompt and image. Loss kept: share of full fine-tuning's fall of the "
@@ -106,18 +109,23 @@ def calibration_lines(params: Params, case_name: str, reports: Path) -> list[str
             text = ", ".join(f"{v:.{kind.digits}f}{what}" for what, v in values.items() if v is not None)
             missing = f", {line['n_missing']} without a {kind.missing}" if line.get("n_missing") else ""
             parts.append(f"{side} {text} (n = {line['n']}{missing})")
-        auc = f"; AUC {real[name]['auc']:.3f} of telling {kind.auc_tells}" if "auc" in real[name] else ""
-        lines.append(f"{kind.label} on real images: {'; '.join(parts)}{auc}.")
+        auc = real[name].get("auc")
+        told = "" if auc is None else f"; AUC {auc:.3f} of telling {kind.auc_tells}"
+        if auc is not None and auc < LEAST_AUC:
+            told += f". WARNING: it hardly tells {kind.auc_tells} (below {LEAST_AUC:g}): its column says nothing"
+        lines.append(f"{kind.label} on real images: {'; '.join(parts)}{told}.")
     return lines
 
 
-def verdict_lines(params: Params, case_name: str, reports: Path) -> list[str]:
+def verdict_lines(params: Params, case_name: str, reports: Path, data: Path) -> list[str]:
     """Each frozen arm's loss of quality over full fine-tuning on both sides, ours and the paper's: point estimates.
 
-    What the paper claims of them is judged by intervals, in the table of claims.
+    What the paper claims of them is judged by intervals, in the table of claims. A side on which full fine-tuning does
+    not better the score has none.
     """
     case = CaseScores(params, case_name, reports)
     named = {side: case.speaks_for(side) for side in SIDES}
+    silent = {side: why for side in SIDES if (why := no_signal(case, side, data))}
     lines = []
     for arm in params.arms(case_name):
         if arm.rho(params.rho) == 0:
@@ -129,13 +137,15 @@ def verdict_lines(params: Params, case_name: str, reports: Path) -> list[str]:
             printed = [paper_value(params, case_name, end, side, metric) for end in ends] if metric else []
             paper.append(fall_of_quality(name, *map(float, printed)) if printed and all(printed) else None)
         text = f"{arm.label(params.rho)} against Full FT, fall of quality: "
-        text += f"illegal {percent(ours[0])}, legal {percent(ours[1])}"
+        text += ", ".join(
+            f"{side} {'no signal' if side in silent else percent(fall)}" for side, fall in zip(SIDES, ours, strict=True)
+        )
         if named["illegal"] != named["legal"]:
             text += f" (by {SCORES[named['illegal']].label} and by {SCORES[named['legal']].label})"
         told = [f"{side} {p:+.1f}%" for side, p in zip(SIDES, paper, strict=True) if p is not None]
         text += f"; paper, {SCORES[case.names[0]].paper_label}: {', '.join(told)}" if told else ""
         lines.append(text + ".")
-    return lines
+    return [*lines, *(f"By {SCORES[named[side]].label}, {side} side: {why}." for side, why in silent.items())]
 
 
 def difference_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str], list[list[str]]]:
@@ -162,7 +172,7 @@ def difference_rows(params: Params, case_name: str, reports: Path) -> tuple[list
     return header, rows
 
 
-def _notes(params: Params, case_name: str, reports: Path) -> list[str]:
+def _notes(params: Params, case_name: str, reports: Path, data: Path) -> list[str]:
     case = params.cases[case_name]
     embedded = params.domain_of(case_name).source.startswith("embedded-")
     named = (case.illegal, case.legal) if params.roles == "given" else (case.legal, case.illegal)
@@ -178,7 +188,8 @@ def _notes(params: Params, case_name: str, reports: Path) -> list[str]:
         if table in OURS and embedded
         else None
     )
-    verdict, calibration = (f(params, case_name, reports) for f in (verdict_lines, calibration_lines))
+    verdict = verdict_lines(params, case_name, reports, data)
+    calibration = calibration_lines(params, case_name, reports)
     oddities = ODDITIES.get(table or 0, ())
     return [setting, *verdict, *calibration, *([ours] if ours else []), *SHARED_NOTES, *oddities]
 
@@ -194,7 +205,7 @@ def write_tables(params: Params, reports: Path, data: Path) -> list[Path]:
         title = TITLES.get(case.table or 0, f"Case {case_name}: image quality after fine-tuning")
         title += f"; case {case_name}" if path.name.startswith(f"table{case.table}-") else ""
         header, rows = table_rows(params, case_name, reports)
-        written.append(write_table(path, title, header, rows, _notes(params, case_name, reports)))
+        written.append(write_table(path, title, header, rows, _notes(params, case_name, reports, data)))
         notes = [
             "Mean of the paired differences over the same prompts and noise; interval and two-sided p-value by "
             "bootstrap over class, prompt and image; Holm's correction over the comparisons of one score.",
