@@ -88,8 +88,27 @@ def run(
         int | None, typer.Option(min=1, help="Stages at once on a node; the executor says otherwise.")
     ] = None,
     executor: Annotated[str, typer.Option(help="local, gpus, slurm, or a YAML file of your own.")] = "local",
+    set_param: Annotated[
+        list[str] | None,
+        typer.Option("--set-param", "-S", help="KEY=VALUE[,VALUE...], as `dvc exp run -S`: an experiment each."),
+    ] = None,
 ) -> None:
-    """Run what `dvc repro` would run, stages side by side, on this machine or a cluster (Parsl)."""
+    """Run what `dvc repro` would run, stages side by side, on this machine or a cluster (Parsl); -S: experiments."""
+    if set_param:
+        from freezeasguard.running.grid import run_grid
+
+        file = Path(executor)
+        given = ["--executor", str(file.resolve()) if file.suffix in (".yaml", ".yml") else executor]
+        given += ["--jobs", str(jobs)] if jobs else []
+        ended = run_grid(Path(), set_param, [*(targets or []), *given])
+        print(
+            f"{sum(ended.values())} of {len(ended)} experiments ended well; `freezeasguard collect` gathers their cells"
+        )
+        if failed := [name for name, well in ended.items() if not well]:
+            raise FreezeAsGuardError(
+                f"some experiments failed: {', '.join(failed)}; the same command goes on with them"
+            )
+        return
     from freezeasguard.running.run import run_stages
 
     outcome = run_stages(Path(), targets or [], executor, jobs)
