@@ -50,6 +50,9 @@ METHODS: dict[str, Method] = {
     "uce": Method("UCE", "uce", "latents", "uce", gate=True, color="#56b4e9", paper="uce"),
     "uce_b": Method("UCE, reading B", "uce", "latents", "uce", gate=True, color="#999933"),
     "imma": Method("IMMA", "imma", "latents", "imma", color="#cc79a7", paper="imma"),
+    "uce_frozen": Method("UCE, frozen", "frozen_edits", "latents", "uce", gate=True, color="#332288"),
+    "imma_frozen": Method("IMMA, frozen", "frozen_edits", "latents", "imma", gate=True, color="#882255"),
+    "anchored": Method("Anchored", "anchored", "latents", "anchored", gate=True, color="#44aa99"),
     "freezeasguard": Method(
         "FG-{share}",
         "freezeasguard",

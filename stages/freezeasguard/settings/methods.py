@@ -1,10 +1,10 @@
-"""The numbers of the rival methods (see METHOD.md, section 4)."""
+"""The numbers of the methods beside mask learning (see METHOD.md, section 4)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from freezeasguard.settings.blocks import Block, NotNegative, Positive, PositiveFloat, Rate
+from freezeasguard.settings.blocks import Block, Guidance, NotNegative, Positive, PositiveFloat, Rate, Seed
 
 
 class UCE(Block):
@@ -31,3 +31,36 @@ class IMMA(Block):
     max_grad_norm: PositiveFloat = 1.0
     checkpoint_minutes: PositiveFloat = 10
     """How often a run leaves its state, to go on from after a kill: 12 GB of Stable Diffusion v1.5."""
+
+
+class Anchored(Block):
+    """Learned anchors; params.yaml has them in `methods.anchored`."""
+
+    rounds: Positive = 100
+    """Of user steps and one step of the anchors."""
+    user_steps: Positive = 1
+    restart_rounds: Positive = 20
+    """The simulated users start again from the published model after so many rounds."""
+    batch_size: Positive = 8
+    """Images a side, and as many neutral ones."""
+    user_lr: Rate = 5e-4
+    """The real user's."""
+    outer_lr: Rate = 5e-4
+    lambda_illegal: NotNegative = 1.0
+    lambda_legal: NotNegative = 1.0
+    lambda_neutral: NotNegative = 1.0
+    cap: PositiveFloat = 1.5
+    """Of the illegal user's loss, in units of the published model's on the same images: beyond it nothing is gained."""
+    cap_seed: Seed = 0
+    attn_scope: Literal["all", "cross"] = "all"
+    """Which projections are anchored: of self and cross attention, or of cross attention alone."""
+    neutral_prompts: list[str] = []
+    neutral_images: Positive = 4
+    """A prompt."""
+    neutral_steps: Positive = 20
+    neutral_guidance: Guidance = 3.0
+    weight_decay: NotNegative = 1e-2
+    """Of the users."""
+    max_grad_norm: PositiveFloat = 1.0
+    checkpoint_minutes: PositiveFloat = 10
+    """How often a run leaves its state: two users of Stable Diffusion v1.5 with their moments, 20 GB."""

@@ -141,7 +141,7 @@ def protect_settings(params: Params, case: str, arm: Arm) -> ProtectSettings:
         own["imma"] = params.imma
     elif block and block != "mask":
         own["own"] = params.methods.get(block, {})
-    seed = 0 if arm.method in ("full", "uce", "uce_b") else params.seed  # nothing is drawn
+    seed = 0 if arm.method == "full" or block == "uce" else params.seed  # nothing is drawn
     return ProtectSettings(seed=seed, compute=params.compute, arm=arm.name, rho=arm.rho(params.rho), **own)
 
 

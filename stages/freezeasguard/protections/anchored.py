@@ -1,0 +1,268 @@
+"""Learned anchors (ours): frozen tensors whose values are chosen so that the illegal user gets nowhere.
+
+A mask freezes units at theta_pre; an edit (UCE, IMMA) moves units that the user then trains back. An anchor does both:
+in m theta_pre + (1 - m) theta_ft the units with m = 1 are held at phi instead of theta_pre. phi is learned as the mask
+is, in an upper level over simulated users, one a side, who re-adapt around it:
+
+    lower   user_s:  theta_s <- AdamW step on L_s(phi, theta_s), phi held         s = illegal, legal
+    upper   phi:     -lambda_1 min(L_illegal(phi, theta_illegal), cap) + lambda_2 L_legal(phi, theta_legal)
+                     + lambda_3 D(phi),   D = mean |u(phi, theta_pre) - u(theta_pre)|^2
+
+The gradient of phi is first order: users' weights are constants in it. D holds what is published - phi among
+theta_pre's other tensors - to the pretrained model's own predictions, on images of neutral prompts that the pretrained
+model generates itself, so that no data are needed, and on the legal side's. Beyond the cap the illegal term is silent:
+a user who learns nothing need not be driven further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from freezeasguard.checkpoints import Checkpoint, between_steps
+from freezeasguard.costs import Meter
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.batches import Batch, accumulated_loss, draw_batch, finite_loss, fixed_noise_loss
+from freezeasguard.models.computing import autocast, configure, prepare
+from freezeasguard.models.diffusion import (
+    NoiseSchedule,
+    encode_text,
+    load_scheduler,
+    load_text,
+    load_unet,
+    tokenize,
+)
+from freezeasguard.models.freezing import freeze
+from freezeasguard.models.latents import LatentSet
+from freezeasguard.models.protected import Protected
+from freezeasguard.models.sampling import sample, starting_noise
+from freezeasguard.protections.imma import defended_names
+from freezeasguard.protections.protect import Inputs
+from freezeasguard.settings.compute import PLAIN, Compute
+from freezeasguard.settings.methods import Anchored
+from freezeasguard.sides import SIDES
+from freezeasguard.users.training import optimizer_step
+
+REMEDY = "lower methods.anchored.outer_lr or user_lr"
+
+
+@dataclass
+class AnchorHistory:
+    """Before each upper step: both users' losses, and D."""
+
+    illegal: list[float] = field(default_factory=list)
+    legal: list[float] = field(default_factory=list)
+    neutral: list[float] = field(default_factory=list)
+
+
+class _User:
+    """A simulated user: their own tensors beside the anchors, and AdamW's moments of them."""
+
+    def __init__(self, parameters: Mapping[str, Any], published: Mapping[str, Tensor], config: Anchored) -> None:
+        self.tensors = {name: published[name].clone() for name in parameters}
+        self.optimizer = torch.optim.AdamW(
+            parameters.values(), lr=config.user_lr, weight_decay=config.weight_decay, foreach=True
+        )
+
+
+class AnchorLearner:
+    """The state of the two levels, and their moves: `user_step` and `anchor_step`.
+
+    The network's own tensors hold the anchors, and beside them those of whoever is at work: a user, or theta_pre.
+    """
+
+    def __init__(
+        self,
+        unet: torch.nn.Module,
+        schedule: NoiseSchedule,
+        data: Mapping[str, LatentSet],
+        neutral: LatentSet,
+        config: Anchored,
+        generator: torch.Generator,
+        compute: Compute = PLAIN,
+    ) -> None:
+        """`data` is each side's mask-learning half; `neutral`, images of the pretrained model's own."""
+        self.unet, self.schedule, self.data, self.neutral = unet, schedule, data, neutral
+        self.config, self.generator, self.compute = config, generator, compute
+        self.parameters: dict[str, Any] = freeze(unet, ())
+        self.anchors = defended_names(unet, config.attn_scope)
+        self.others = [name for name in self.parameters if name not in set(self.anchors)]
+        self.published = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.device = next(iter(self.parameters.values())).device
+        configure(compute, self.device)
+        prepare(unet, compute)
+        # The published model's loss, at draws that no other step sees.
+        draws = torch.Generator().manual_seed(config.cap_seed)
+        self.cap = config.cap * fixed_noise_loss(unet, schedule, data["illegal"], draws)
+        self.optimizer = torch.optim.AdamW(
+            [self.parameters[name] for name in self.anchors], lr=config.outer_lr, weight_decay=0.0, foreach=True
+        )
+        self.history = AnchorHistory()
+        self.users = self._new_users()
+        unet.train()
+
+    def _new_users(self) -> dict[str, _User]:
+        own = {name: self.parameters[name] for name in self.others}
+        return {side: _User(own, self.published, self.config) for side in SIDES}
+
+    def _wear(self, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        for name in names:
+            self.parameters[name].data = tensors[name]
+
+    def _draw(self, sets: Sequence[LatentSet], *, flip: bool = True) -> Batch:
+        return draw_batch(sets, self.config.batch_size, self.schedule, self.generator, self.device, flip=flip)
+
+    def user_step(self, side: str) -> float:
+        """Lower level: the side's user descends, the anchors held."""
+        user = self.users[side]
+        freeze(self.unet, self.anchors)
+        self._wear(user.tensors, self.others)
+        loss = accumulated_loss(self.unet, self.schedule, self._draw([self.data[side]]), self.compute)
+        value = finite_loss(loss.item(), f"the {side} user", f"round {len(self.history.legal)}", REMEDY)
+        own = [self.parameters[name] for name in self.others]
+        optimizer_step(loss, user.optimizer, own, self.config.max_grad_norm)
+        return value
+
+    def side_gradient(self, side: str, batch: Batch) -> float:
+        """Add the side's term to the anchors' `.grad`, at its user's weights; returns its loss."""
+        self._wear(self.users[side].tensors, self.others)
+        sign = -self.config.lambda_illegal if side == "illegal" else self.config.lambda_legal
+        loss = accumulated_loss(self.unet, self.schedule, batch, self.compute, sign=sign)
+        value = loss.item() / sign if sign else 0.0
+        if side == "illegal" and value >= self.cap:
+            for name in self.anchors:  # of earlier micro batches
+                self.parameters[name].grad = None
+        elif sign:
+            loss.backward()
+        return finite_loss(value, f"the {side} side", f"round {len(self.history.legal)}", REMEDY)
+
+    def neutral_gradient(self, batch: Batch) -> float:
+        """Add lambda_3 D's gradient; returns D, a mean over the batch."""
+        self._wear(self.published, self.others)
+        size, total = self.compute.micro_batch_size or len(batch.latents), 0.0
+        for part in map(Batch._make, zip(*(tensor.split(size) for tensor in batch), strict=True)):
+            noisy = self.schedule.add_noise(part.latents, part.noise, part.timesteps).contiguous()
+            anchors = {name: self.parameters[name].data for name in self.anchors}
+            with autocast(self.compute, self.device):
+                with torch.no_grad():
+                    self._wear(self.published, self.anchors)
+                    teacher = self.unet(noisy, part.timesteps, part.text).sample
+                    self._wear(anchors, self.anchors)
+                own = self.unet(noisy, part.timesteps, part.text).sample
+            drift = (own - teacher).square().mean() * (len(part.latents) / len(batch.latents))
+            (self.config.lambda_neutral * drift).backward()
+            total += float(drift.detach())
+        return finite_loss(total, "the neutral term", f"round {len(self.history.legal)}", REMEDY)
+
+    def gradient(self) -> dict[str, float]:
+        """The anchors' gradient in `.grad`, on fresh batches; the three values by name."""
+        freeze(self.unet, self.others)
+        # The illegal term first: where it is silent it clears what it left.
+        found = {side: self.side_gradient(side, self._draw([self.data[side]])) for side in SIDES}
+        held = [self._draw([self.neutral], flip=False), self._draw([self.data["legal"]])]
+        both = Batch._make(torch.cat(parts) for parts in zip(*held, strict=True))
+        return {**found, "neutral": self.neutral_gradient(both)}
+
+    def anchor_step(self) -> None:
+        """Upper level: AdamW on the anchors."""
+        for name, value in self.gradient().items():
+            getattr(self.history, name).append(value)
+        anchors = [self.parameters[name] for name in self.anchors]
+        torch.nn.utils.clip_grad_norm_(anchors, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def round(self) -> None:
+        """Users start again from the published model every so often: they must not only be late attackers."""
+        done = len(self.history.legal)
+        if done and done % self.config.restart_rounds == 0:
+            self.users = self._new_users()
+        for side in SIDES:
+            for _ in range(self.config.user_steps):
+                self.user_step(side)
+        self.anchor_step()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "anchors": {name: self.parameters[name].detach() for name in self.anchors},
+            "optimizer": self.optimizer.state_dict(),
+            "users": {side: (user.tensors, user.optimizer.state_dict()) for side, user in self.users.items()},
+            "generator": self.generator.get_state(),
+            "history": asdict(self.history),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Any]) -> None:
+        for name, tensor in state["anchors"].items():
+            self.parameters[name].copy_(tensor)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for side, (tensors, moments) in state["users"].items():
+            for name, tensor in tensors.items():
+                self.users[side].tensors[name].copy_(tensor)
+            self.users[side].optimizer.load_state_dict(moments)
+        self.generator.set_state(state["generator"])
+        self.history = AnchorHistory(**state["history"])
+
+    def learn(self, meter: Meter | None = None, checkpoint: Checkpoint | None = None) -> dict[str, Tensor]:
+        """The anchors by name; the network is used up. A killed run goes on, and ends as if it had not been, bit for bit."""
+        if checkpoint and (state := checkpoint.load()):
+            self.restore(state)
+        done, n = len(self.history.legal), self.config.rounds
+        if meter:
+            meter.resumed_at = done
+        bar = tqdm(range(done, n), initial=done, total=n, desc="learning the anchors")
+        with between_steps() as is_ending:
+            for _ in bar:
+                with meter.step() if meter else nullcontext():
+                    self.round()
+                bar.set_postfix({name: f"{values[-1]:.3f}" for name, values in asdict(self.history).items()})
+                if checkpoint and (is_ending() or checkpoint.is_due(self.config.checkpoint_minutes)):
+                    checkpoint.save(self.state())
+                if is_ending():
+                    break
+        self.unet.eval()
+        return {name: self.parameters[name].detach().cpu().clone() for name in self.anchors}
+
+
+def neutral_images(inputs: Inputs, unet: torch.nn.Module, config: Anchored, empty_text: Tensor) -> LatentSet:
+    """What the pretrained model makes of the neutral prompts, as latents; both flips are the image itself."""
+    prompts, each = list(config.neutral_prompts), config.neutral_images
+    if not prompts:
+        raise FreezeAsGuardError("methods.anchored.neutral_prompts is empty; name prompts that belong to neither side")
+    tokenizer, encoder = load_text(inputs.model)
+    text = encode_text(encoder, tokenize(tokenizer, prompts)[0]).repeat_interleave(each, 0)
+    named = [prompt for prompt in prompts for _ in range(each)]
+    shape = inputs.data.latents.shape[2:]
+    noise = starting_noise(named, list(range(each)) * len(prompts), shape, inputs.settings.seed)
+    how = {"steps": config.neutral_steps, "guidance_scale": config.neutral_guidance, "label": "neutral images"}
+    scheduler, made = load_scheduler(inputs.model), []
+    for part, words in zip(noise.split(config.batch_size), text.split(config.batch_size), strict=True):
+        part, words, empty = (tensor.to(inputs.device) for tensor in (part, words, empty_text))
+        made.append(sample(unet, scheduler, part, words, empty, compute=inputs.settings.compute, **how).cpu())
+    latents = torch.cat(made)
+    return LatentSet(torch.stack([latents, latents], 1), text)
+
+
+def protect(inputs: Inputs) -> Protected:
+    """Anchors of the attention projections, learned on the mask-learning halves of both sides."""
+    config, settings = Anchored.model_validate(inputs.settings.own), inputs.settings
+    unet = load_unet(inputs.model).to(inputs.device)
+    schedule = NoiseSchedule.of(load_scheduler(inputs.model))
+    data = {side: inputs.data.select(side, ["mask_learning"]) for side in SIDES}
+    neutral = neutral_images(inputs, unet, config, inputs.data.empty_text)
+    generator = torch.Generator().manual_seed(settings.seed)
+    learner = AnchorLearner(unet, schedule, data, neutral, config, generator, settings.compute)
+    checkpoint = inputs.checkpoint("running")
+    edited = learner.learn(inputs.meter, checkpoint)
+    checkpoint.clear()
+    published = learner.published
+    change = {n: float((t - published[n].cpu()).norm() / published[n].cpu().norm()) for n, t in edited.items()}
+    diagnostics = {"cap": learner.cap, "relative_change": change, **asdict(learner.history)}
+    told = {**config.model_dump(exclude={"checkpoint_minutes"}), "seed": settings.seed}
+    return Protected("anchored", frozenset(edited), edited, told, diagnostics)
