@@ -733,6 +733,36 @@ def test_common_noise_is_the_same_on_both_sides(
     assert not torch.equal(batches["illegal"].noise, first.noise)
 
 
+@pytest.mark.parametrize("normalise", ["never", "step", "sum"])
+def test_signals_are_scaled_once_on_their_sum(
+    normalise: str, schedule: NoiseSchedule, latent_sets: dict[str, LatentSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `sum` a step that is all noise, and a hundredth of the others' size, moves next to nothing."""
+    learner = toy_learner(mask_config("freezeasguard", normalise=normalise, user_steps=1), schedule, latent_sets)
+    draws, given = torch.Generator().manual_seed(3), {side: [] for side in SIDES}
+
+    def signal(side: str, *_: Any) -> tuple[Tensor, float]:
+        size = (0.01 if len(given[side]) == 2 else 1.0) * (5.0 if side == "legal" else 1.0)
+        given[side].append(size * torch.randn(len(learner.logits), generator=draws))
+        return given[side][-1].clone(), 0.0
+
+    monkeypatch.setattr(learner, "side_alignments", signal)
+    taken = {side: torch.zeros(len(learner.logits)) for side in SIDES}
+    for _ in range(4):
+        for side, step in learner.task_signals().items():
+            taken[side] += step
+    for side in SIDES:
+        steps = given[side]
+        expected = {
+            "never": sum(steps),
+            "step": sum(step / step.abs().mean() for step in steps),
+            "sum": 4 * sum(steps) / sum(steps).abs().mean(),
+        }[normalise]
+        torch.testing.assert_close(taken[side], expected, rtol=1e-5, atol=1e-5)
+    if normalise != "never":
+        assert taken["legal"].abs().mean() / taken["illegal"].abs().mean() == pytest.approx(1.0, abs=0.5)
+
+
 def test_a_users_batch_is_not_the_masks(
     schedule: NoiseSchedule, latent_sets: dict[str, LatentSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:

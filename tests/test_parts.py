@@ -38,7 +38,7 @@ def train_users(module: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Laten
     """What the module hands to each user's training, which does not take place."""
     handed: dict[str, LatentSet] = {}
 
-    def record(settings: Any, seed: int, model: Path, protected: Path | None, sets: Any, *_: Any) -> None:
+    def record(settings: Any, seed: tuple[int, str], model: Path, protected: Path | None, sets: Any, *_: Any) -> None:
         handed.update(sets)
 
     monkeypatch.setattr(module, "train_users", record)

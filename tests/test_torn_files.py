@@ -455,7 +455,7 @@ def test_a_user_whose_last_step_diverged_leaves_nothing(tmp_path: Path, monkeypa
     config = Finetuning(steps=1, batch_size=2, lr=1).model_copy(update={"lr": 1e30})  # above what params.yaml may say
 
     def run() -> None:
-        adapt.train_users(config, 0, tmp_path, None, sets, tmp_path / "out/c/a", "faces-full", "cpu", 1)
+        adapt.train_users(config, (0, "adapt"), tmp_path, None, sets, tmp_path / "out/c/a", "faces-full", "cpu", 1)
 
     refused(run, "fine-tuning faces-full-illegal: the loss is", "at the end; lower its lr")
     assert not list(tmp_path.rglob("*.safetensors")) and not list(tmp_path.rglob("*.tmp"))

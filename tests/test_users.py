@@ -21,6 +21,7 @@ from freezeasguard.files import write_json
 from freezeasguard.models.latents import CaseData, LatentSet
 from freezeasguard.models.protected import Protected, write_for
 from freezeasguard.protections.freezeasguard import load_finetuned
+from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.resolve import AdaptSettings, RelearnSettings, read_settings
 from freezeasguard.settings.users import Adapt
@@ -175,7 +176,7 @@ def test_users_who_have_finished_wait_for_the_others_of_their_cell(world: World)
     def cell(name: str) -> dict[str, bytes]:
         out, costs = world.folder / name, world.folder / f"{name}.json"
         world.steps = 0
-        adapt.train_users(settings, 0, Path(), world.folder / "p", sets, out, "cell", "cpu", 1, costs)
+        adapt.train_users(settings, (0, "adapt"), Path(), world.folder / "p", sets, out, "cell", "cpu", 1, costs)
         assert not list((world.folder / "checkpoints").glob("*"))
         return {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -195,6 +196,30 @@ def test_users_who_have_finished_wait_for_the_others_of_their_cell(world: World)
     assert all(record["peak_bytes"] > 0 and record["median_step_s"] > 0 for record in killed.values())
 
 
+def test_no_two_users_draw_the_same_and_every_arm_draws_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated users (of `relearn`, of masks, of IMMA) and evaluated ones; but arms are compared on the same draws."""
+    seeds: dict[str, int] = {}
+    monkeypatch.setattr(adapt, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(adapt, "run_side_by_side", lambda tasks, *_: [task() for task in tasks.values()])
+
+    def record(*_: Any, seed: int, checkpoint_name: str, **__: Any) -> None:
+        seeds[checkpoint_name] = seed
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapt, "adapt_and_save", record)
+    sets = {side: random_latents(6, seed=i) for i, side in enumerate(SIDES)}
+    for purpose in ("relearn", "adapt"):
+        for arm in ("full", "imma"):
+            for side in SIDES:  # one after the other, as each call ends at its first user
+                own = {side: sets[side]}
+                with pytest.raises(KeyboardInterrupt):
+                    adapt.train_users(SETTINGS, (0, purpose), Path(), None, own, tmp_path, f"{purpose}-{arm}", "cpu", 1)
+    by_arm = [{name.replace(arm, ""): seed for name, seed in seeds.items() if arm in name} for arm in ("full", "imma")]
+    assert by_arm[0] == by_arm[1] and len(set(by_arm[0].values())) == len(by_arm[0]) == 4
+    others = {seed_of(0, name) for name in ("mask", "imma", "anchored")} | {0}
+    assert len(others | set(seeds.values())) == 4 + len(others)
+
+
 def test_a_finished_user_of_other_settings_does_not_count(world: World) -> None:
     write_for(toy_tensors(), world.folder / "p", world.protected)
     sets = {side: random_latents(6, seed=i) for i, side in enumerate(SIDES)}
@@ -202,7 +227,9 @@ def test_a_finished_user_of_other_settings_does_not_count(world: World) -> None:
     def cell(lr: float) -> None:
         world.steps = 0
         settings = SETTINGS.model_copy(update={"lr": lr})
-        adapt.train_users(settings, 0, Path(), world.folder / "p", sets, world.folder / "out", "cell", "cpu", 1)
+        adapt.train_users(
+            settings, (0, "adapt"), Path(), world.folder / "p", sets, world.folder / "out", "cell", "cpu", 1
+        )
 
     world.kill_at = 8
     with pytest.raises(KeyboardInterrupt):

@@ -172,6 +172,10 @@ def side_weights(config: Mask, n_images: Mapping[str, int]) -> dict[str, float]:
     return {side: n_images[side] / total for side in SIDES}
 
 
+def of_mean_size_1(signal: Tensor) -> Tensor:
+    return signal / signal.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+
+
 def micro_batches(batch: Batch, size: int | None, n_sides: int = 1) -> list[tuple[Batch, float]]:
     """A batch of equally many images a side in parts of `size` images, likewise; each with its share of the batch."""
     n = len(batch.latents) // n_sides
@@ -386,10 +390,22 @@ class MaskLearner:
             batch = self._draw([side], n, like=batch if self.config.common_noise else None)
             alignments, loss = self.side_alignments(side, batch, points)
             self.history.record(side, alignments, loss, self.path_sum(alignments))
-            if self.config.normalise:
-                alignments = alignments / alignments.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
-            signals[side] = alignments
+            signals[side] = self._scaled(side, alignments)
         return signals
+
+    def _scaled(self, side: str, alignments: Tensor) -> Tensor:
+        """The side's signal [N] as the mask step takes it (see `Mask.normalise`); `alignments` are recorded already.
+
+        `sum`: after k steps the signals taken add up to k S_k / mean|S_k|, S_k the sum of all alignments so far.
+        Scaled step by step, those of the path's end near the user, small and noisy, would count as much as any other.
+        """
+        if self.config.normalise == "never":
+            return alignments
+        if self.config.normalise == "step":
+            return of_mean_size_1(alignments)
+        total, k = self.history.signal_sum[side].to(alignments), len(self.history.loss[side])
+        now = k * of_mean_size_1(total)
+        return now - (k - 1) * of_mean_size_1(total - alignments) if k > 1 else now
 
     def mask_step(self) -> None:
         """Upper level: descend on -lambda_1 L_illegal + lambda_2 L_legal (Eq. 5) and the sparsity term."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,13 @@ from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.computing import autocast
+from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import PLAIN, Compute
 
 
 def image_seed(prompt: str, index: int, seed: int) -> int:
     """The seed of a prompt's index-th image: the same whatever the arm, the side, or the batch."""
-    digest = hashlib.sha256(f"{seed}|{index}|{prompt}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return seed_of(seed, index, prompt)
 
 
 def starting_noise(prompts: Sequence[str], indices: Sequence[int], shape: Sequence[int], seed: int) -> Tensor:

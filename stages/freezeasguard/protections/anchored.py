@@ -44,6 +44,7 @@ from freezeasguard.models.protected import Protected
 from freezeasguard.models.sampling import sample, starting_noise
 from freezeasguard.protections.imma import defended_names
 from freezeasguard.protections.protect import Inputs
+from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.methods import Anchored
 from freezeasguard.sides import SIDES
@@ -210,7 +211,7 @@ class AnchorLearner:
         self.history = AnchorHistory(**state["history"])
 
     def learn(self, meter: Meter | None = None, checkpoint: Checkpoint | None = None) -> dict[str, Tensor]:
-        """The anchors by name; the network is used up. A killed run goes on, and ends as if it had not been, bit for bit."""
+        """The anchors by name; uses the network up. A run that was killed goes on, and ends bit for bit alike."""
         if checkpoint and (state := checkpoint.load()):
             self.restore(state)
         done, n = len(self.history.legal), self.config.rounds
@@ -256,7 +257,7 @@ def protect(inputs: Inputs) -> Protected:
     schedule = NoiseSchedule.of(load_scheduler(inputs.model))
     data = {side: inputs.data.select(side, ["mask_learning"]) for side in SIDES}
     neutral = neutral_images(inputs, unet, config, inputs.data.empty_text)
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(seed_of(settings.seed, "anchored"))
     learner = AnchorLearner(unet, schedule, data, neutral, config, generator, settings.compute)
     checkpoint = inputs.checkpoint("running")
     edited = learner.learn(inputs.meter, checkpoint)

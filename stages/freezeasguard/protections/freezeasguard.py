@@ -18,6 +18,7 @@ from freezeasguard.models.protected import Protected, load_tensors, mask_sizes, 
 from freezeasguard.protections.protect import Inputs
 from freezeasguard.protections.uce import erase
 from freezeasguard.reading import read_tensors
+from freezeasguard.seeds import seed_of
 from freezeasguard.settings.mask import Mask
 from freezeasguard.sides import FINETUNED_SIDES, SIDES
 from freezeasguard.workers import run_side_by_side
@@ -57,7 +58,7 @@ def learn(
     Args:
         edited: tensors of theta_pre that are not the published ones (METHOD, reading 9).
     """
-    generator, rho = torch.Generator().manual_seed(seed), inputs.settings.rho
+    generator, rho = torch.Generator().manual_seed(seed_of(seed, "mask")), inputs.settings.rho
     if control == "zeroed_signal":
         return learn_without_signal(tensor_shapes(inputs.tensors), mask, rho, generator, inputs.device)
     sides = {side: inputs.data.select(side, ["mask_learning"]) for side in SIDES}
@@ -142,7 +143,7 @@ def protect(inputs: Inputs) -> Protected:
         agreement = [overlap_of_units(learned.top(rho), other.top(rho)) for other in others]
         diagnostics = {"overlap_expected_by_chance": rho, "overlap_across_seeds": agreement}
     else:
-        generator = torch.Generator().manual_seed(settings.seed)
+        generator = torch.Generator().manual_seed(seed_of(settings.seed, "mask"))
         silent = learn_without_signal(shapes, mask, rho, generator, inputs.device)
         diagnostics = mask_diagnostics(learned, rho, silent, others)
     for checkpoint in (*running.values(), *ready.values()):

@@ -26,6 +26,7 @@ from freezeasguard.models.freezing import freeze
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected import Protected, load_tensors
 from freezeasguard.protections.protect import Inputs
+from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.methods import IMMA
 from freezeasguard.users.training import optimizer_step
@@ -128,9 +129,9 @@ def protect(inputs: Inputs) -> Protected:
     unet = load_unet(inputs.model).to(inputs.device)
     schedule = NoiseSchedule.of(load_scheduler(inputs.model))
     illegal = inputs.data.select("illegal", ["mask_learning"])
-    checkpoint = inputs.checkpoint("running")
+    checkpoint, generator = inputs.checkpoint("running"), torch.Generator().manual_seed(seed_of(seed, "imma"))
     how: dict[str, Any] = {"compute": inputs.settings.compute, "meter": inputs.meter, "checkpoint": checkpoint}
-    edited, history = immunise(unet, schedule, illegal, config, generator=torch.Generator().manual_seed(seed), **how)
+    edited, history = immunise(unet, schedule, illegal, config, generator=generator, **how)
     checkpoint.clear()
     diagnostics = {"n_edited": len(edited), **asdict(history)}
     told = {**config.model_dump(exclude={"checkpoint_minutes"}), "seed": seed}

@@ -45,7 +45,7 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         sparsity="projection",
         sparsity_weight=0.0,
         lambdas="equal",
-        normalise=True,
+        normalise="sum",
         lower_loss="sum",
         user_optimizer="adamw",
         user_lr=None,  # the real user's
@@ -65,7 +65,7 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         sparsity="penalty",
         sparsity_weight=5e3,
         lambdas="proportional",
-        normalise=False,
+        normalise="never",
         lower_loss="sum",
         user_optimizer="sgd",
         user_lr=1e-5,
@@ -84,7 +84,7 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         sparsity="penalty",
         sparsity_weight=5e3,
         lambdas="equal",
-        normalise=False,
+        normalise="never",
         lower_loss="mixed",
         user_optimizer="sgd",
         user_lr=1e-5,
@@ -144,8 +144,9 @@ class Mask(Block):
     """proportional to the amounts of data (paper) or equal (authors' code: batch means, 1/2 each)."""
     illegal_weight: Ratio = 0.5
     """lambda_1 where lambdas are equal, and lambda_2 = 1 - lambda_1: more of it mitigates more, and costs more."""
-    normalise: bool
-    """Divide each side's alignments by their mean size, so that neither side drowns the other."""
+    normalise: Literal["never", "step", "sum"]
+    """Bring both sides' alignments to one mean size, so that neither drowns the other: those of each mask step, or
+    their sum over all steps."""
     lower_loss: Literal["sum", "mixed"]
     """sum of the two sides' mean losses (Eq. 7) or mixed: one mean over both (authors' code)."""
     user_optimizer: Literal["sgd", "adamw"]

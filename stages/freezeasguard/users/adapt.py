@@ -22,6 +22,7 @@ from freezeasguard.models.granularity import mask_digest
 from freezeasguard.models.latents import CaseData, LatentSet
 from freezeasguard.models.protected import Protected, read_protected
 from freezeasguard.reading import read_json
+from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.resolve import AdaptSettings
 from freezeasguard.settings.users import Finetuning
@@ -154,7 +155,7 @@ def adapt_cell(
             sets[user] = data.select(side, half, name)
     train_users(
         config,
-        settings.seed,
+        (settings.seed, "adapt"),
         model,
         protected,
         sets,
@@ -170,7 +171,7 @@ def adapt_cell(
 
 def train_users(
     settings: Finetuning,
-    seed: int,
+    seed: tuple[int, str],
     model: Path,
     protected: Path | None,
     sets: Mapping[str, LatentSet],
@@ -185,13 +186,14 @@ def train_users(
     """One user a set, side by side on a CPU; each leaves `out`/NAME.safetensors and .json.
 
     A user called SIDE/CLASS leaves its losses in SIDE.json, which holds the means of its classes and each one's own.
+    Each draws from a stream of its own, the same in every arm: `seed` is the experiment's, and what they train for.
     Users who have finished wait below data/checkpoints until all have. What each took is written to `costs`.
     """
     waiting = {name: CHECKPOINTS / f"{label}-{name.replace('/', '-')}" for name in sets}
 
     def task(name: str) -> Callable[[], None]:
         how = {"device": device, "compute": compute, "code": code, "wait": True}
-        own = {"seed": seed, "checkpoint_name": waiting[name].name, **how}
+        own = {"seed": seed_of(*seed, name), "checkpoint_name": waiting[name].name, **how}
         user = name.rpartition("/")[2]
         return lambda: adapt_and_save(user, model, protected, sets[name], settings, waiting[name], **own)
 

@@ -28,4 +28,4 @@ def relearn_case(
         for name in names
     }
     how = (label, device, workers, costs, settings.compute, settings.code)
-    train_users(settings.finetuning, settings.seed, model, None, sets, out, *how)
+    train_users(settings.finetuning, (settings.seed, "relearn"), model, None, sets, out, *how)
