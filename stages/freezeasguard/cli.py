@@ -156,6 +156,31 @@ def collect() -> None:
         print(f"\n{path}\n\n{path.read_text()}")
 
 
+@cli.command()
+def tune(
+    cases: Annotated[list[str] | None, typer.Argument(help="Cases of params.yaml; none: all.")] = None,
+    lr: Annotated[str, typer.Option(help="Learning rates, with commas.")] = "1e-4,2e-4,5e-4",
+    steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "30,60,90",
+) -> None:
+    """Find how a case's users train best - full fine-tuning, held-out images - into reports/tuning/CASE."""
+    from freezeasguard.commands import DATA, REPORTS
+    from freezeasguard.models.latents import CaseData
+    from freezeasguard.settings.params import load_params
+    from freezeasguard.users.tuning import Task, best
+    from freezeasguard.users.tuning import tune as tune_case
+    from freezeasguard.workers import resolve_device
+
+    params = load_params()
+    rates, numbers = ([kind(text) for text in given.split(",")] for kind, given in ((float, lr), (int, steps)))
+    for name in cases or list(params.cases):
+        if name not in params.cases:
+            raise FreezeAsGuardError(f"params.yaml has no case {name!r}; it has {', '.join(params.cases)}")
+        data, model = CaseData.load(DATA / "latents" / name), DATA / "fetched" / params.cases[name].model
+        task = Task(model, data, params.adapt_block(name), params.seed, resolve_device(params.device), params.compute)
+        found, count = best(tune_case(task, rates, numbers, REPORTS / "tuning" / name, params.workers))
+        print(f"cases.{name}: adapt_lr: {found:g}, adapt_steps: {count} (reports/tuning/{name}/curves.png)")
+
+
 @cli.command("new-case")
 def new_case(
     name: Annotated[str, typer.Argument(help="Of the case: letters, digits and dashes.")],

@@ -1,0 +1,56 @@
+"""`freezeasguard tune`: an attacker's rate and steps, by full fine-tuning on images held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from conftest import CHANNELS, SIZE, TEXT, TOKENS
+from freezeasguard.cli import cli
+from freezeasguard.models.latents import CaseData
+from freezeasguard.settings.users import Adapt
+from freezeasguard.sides import SIDES
+from freezeasguard.users import adapt, tuning
+from freezeasguard.users.tuning import Run, Task, best, tune
+from test_users import World
+
+
+def test_the_best_serves_both_sides_on_images_held_out() -> None:
+    def run(side: str, lr: float, steps: int, held_out: float) -> Run:
+        return Run(side, lr, steps, adaptation=0.0 if lr == 0.5 else 1.0, held_out=held_out)
+
+    runs = [run("illegal", 0.1, 30, 0.8), run("legal", 0.1, 30, 0.9), run("illegal", 0.2, 30, 0.6)]
+    runs += [run("legal", 0.2, 30, 1.2), run("illegal", 0.5, 60, 0.9), run("legal", 0.5, 60, 0.9)]
+    assert best(runs) == (0.1, 30)
+    assert best([*runs, run("illegal", 0.2, 60, 0.5), run("legal", 0.2, 60, 0.9)]) == (0.2, 60)
+    assert best([run("legal", 0.2, 60, 0.5), run("legal", 0.2, 30, 0.5)]) == (0.2, 30)
+
+
+def test_every_run_of_the_grid_is_one_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, monkeypatch)
+    for name in ("load_unet", "load_scheduler"):
+        monkeypatch.setattr(tuning, name, getattr(adapt, name))
+    draws = torch.Generator().manual_seed(0)
+    rows = [{"side": side, "part": part, "class": side} for side in SIDES for part in ("adaptation", "held_out") * 3]
+    latents = torch.randn(len(rows), 2, CHANNELS, SIZE, SIZE, generator=draws)
+    text = torch.randn(len(rows), TOKENS, TEXT, generator=draws)
+    data = CaseData(pd.DataFrame(rows), latents, text, text[0])
+    task = Task(Path(), data, Adapt(steps=1, batch_size=2, lr=1.0), seed=0)
+    runs = tune(task, [1e-2, 1e-3], [2, 5], tmp_path / "out", workers=1)
+    assert [(r.side, r.lr, r.steps) for r in runs] == [(s, lr, n) for s in SIDES for lr in (1e-3, 1e-2) for n in (2, 5)]
+    assert world.steps == 2 * 2 * (2 + 5)
+    assert all(run.adaptation != 1 and run.held_out not in (1, run.adaptation) for run in runs)
+    assert task.run("legal", 1e-2, 5) == runs[-1]  # the same seed, the same run
+    written = pd.read_csv(tmp_path / "out/runs.csv").to_dict("records")
+    assert [Run(**row) for row in written] == runs
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.csv", "curves.png"}
+
+
+def test_a_case_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    done = CliRunner().invoke(cli, ["tune", "nosuch"])
+    assert "params.yaml has no case 'nosuch'; it has portraits" in str(done.exception)
