@@ -173,7 +173,9 @@ def test_every_mask_meets_the_random_one_of_its_size() -> None:
     pairs = compared_arms(arms)
     assert ("uce-before", "pretrained") in pairs and ("uce", "full") in pairs
     expected = {("freezeasguard", "random"), ("freezeasguard-70", "random-70"), ("freezeasguard-row", "random-row")}
-    assert expected <= set(pairs) and len(pairs) == 1 + 7 + 3
+    rivals = {(arm, "uce") for arm, _ in expected}
+    assert expected | rivals <= set(pairs) and len(pairs) == 1 + 7 + 3 + 3
+    assert ("anchored", "imma") in compared_arms(["pretrained", "full", "imma", "anchored-before", "anchored"])
 
 
 def test_kept_is_one_for_full_and_zero_for_the_pretrained_model() -> None:

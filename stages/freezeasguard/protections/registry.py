@@ -26,6 +26,8 @@ class Method:
     """The block of params.yaml that it takes, if any."""
     learned: bool = False
     """Its mask was learned from a task signal, and so comes with diagnostics."""
+    ours: bool = False
+    """Tested against UCE and IMMA too, image by image."""
     control: bool = False
     """A mask that the learned one must beat, for tables of masks; not one of the paper's arms."""
     gate: bool = False
@@ -52,13 +54,14 @@ METHODS: dict[str, Method] = {
     "imma": Method("IMMA", "imma", "latents", "imma", color="#cc79a7", paper="imma"),
     "uce_frozen": Method("UCE, frozen", "frozen_edits", "latents", "uce", gate=True, color="#332288"),
     "imma_frozen": Method("IMMA, frozen", "frozen_edits", "latents", "imma", gate=True, color="#882255"),
-    "anchored": Method("Anchored", "anchored", "latents", "anchored", gate=True, color="#44aa99"),
+    "anchored": Method("Anchored", "anchored", "latents", "anchored", ours=True, gate=True, color="#44aa99"),
     "freezeasguard": Method(
         "FG-{share}",
         "freezeasguard",
         "finetuned",
         "mask",
         learned=True,
+        ours=True,
         color="#d55e00",
         paper="freezeasguard",
     ),

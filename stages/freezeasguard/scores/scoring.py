@@ -206,14 +206,19 @@ def kept_losses(losses: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str
 # --- comparisons ---------------------------------------------------------------------------------------
 
 
+RIVALS = ("uce", "imma")
+
+
 def compared_arms(arms: Sequence[str]) -> list[tuple[str, str]]:
-    """Every arm against full fine-tuning, and each learned mask against the random one of its ratio.
+    """Every arm against full fine-tuning, each learned mask against the random one of its ratio, ours against rivals.
 
     An eraser before any fine-tuning is compared with the pretrained model: its gate.
     """
     trained = [arm for arm in map(Arm.parse, arms) if arm.name not in (PRETRAINED, "full")]
     pairs = [(arm.name, PRETRAINED if arm.before else "full") for arm in trained]
     pairs += [(a.name, a.random_twin.name) for a in trained if a.kind.learned and a.random_twin.name in arms]
+    ours = [arm for arm in trained if arm.kind.ours and not arm.before]
+    pairs += [(arm.name, rival) for arm in ours for rival in RIVALS if rival in arms]
     return pairs
 
 
