@@ -109,7 +109,8 @@ def test_a_plan_names_only_fabricated_files_and_least_counts(values: dict[str, A
     assert plan.notes == ["domains.portraits: not scored by fid, whose package is not installed"]
     assert "fid" not in plan.scores and plan.values["score"]["inception_weights"] is None
     few = rehearsed(values, Path("/hub"), 64, True, []).values["cases"]
-    assert few["portraits"]["arms"] == ["pretrained", "full", "uce", "imma", "freezeasguard", "random"]
+    methods = ["pretrained", "full", "uce", "imma", "freezeasguard", "random", "anchored"]
+    assert few["portraits"]["arms"] == methods
     assert few["artworks"]["arms"] == ["pretrained", "full", "freezeasguard"]
 
 

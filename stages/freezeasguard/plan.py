@@ -20,6 +20,7 @@ from freezeasguard.checks import model_folder
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.memory import activation_bytes, learning_bytes
 from freezeasguard.models.family import Size, configurations, size_of
+from freezeasguard.settings.methods import Anchored
 from freezeasguard.settings.params import Case, Params
 from freezeasguard.settings.profiles import cells_content
 from freezeasguard.settings.reading import read_yaml
@@ -152,6 +153,12 @@ class _CaseCosts:
             imma = params.imma
             tflop = 2 * imma.steps * imma.batch_size * self.step_tflop
             return Cost("protect", self.name, tflop, 0, 0.3 * self.weights_gib, self.training_gib(6, imma.batch_size))
+        if block == "anchored":
+            own = Anchored.model_validate(params.methods.get(block, {}))
+            # Two users' steps; both sides' terms, and what is published beside the pretrained model on two batches.
+            images = own.rounds * own.batch_size * (2 * own.user_steps + 2 + 2 + 2 / 3)
+            memory = self.training_gib(1 + 1 + 2 * 3 + 1, 2 * own.batch_size)
+            return Cost("protect", self.name, images * self.step_tflop, 0, 0.3 * self.weights_gib, memory)
         return Cost("protect", self.name, disk_gib=0.1 if block == "uce" else 0.001)
 
     def _adapt(self, arm: Arm) -> Cost:

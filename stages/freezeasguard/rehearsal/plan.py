@@ -29,6 +29,10 @@ LEAST: dict[str, dict[str, Any]] = {
     "score": {"bootstrap_resamples": 20, "comparison_resamples": 50, "kid_subset_size": 2, "kid_subsets": 4},
 }
 """By block."""
+LEAST_OF_METHODS: dict[str, dict[str, Any]] = {
+    "anchored": {"rounds": 1, "batch_size": 1, "neutral_images": 1, "neutral_steps": 2},
+}
+"""By the block of a further method."""
 IMAGES_PER_PROMPT = {"kid": 4, "fid": 2}
 """What a score needs of one prompt, a class; the others are content with an image."""
 
@@ -74,6 +78,8 @@ def rehearsed(values: dict[str, Any], hub: Path, size_px: int | None, few: bool,
         _case(values["cases"][name], case)
     for block, least in LEAST.items():
         values[block] = {**(values.get(block) or {}), **least}
+    for block, own in (values.get("methods") or {}).items():
+        own |= LEAST_OF_METHODS.get(block, {})
     values["mask"]["diagnostic_seeds"] = min(params.mask.diagnostic_seeds, 1)
     values["generate"] |= {"prompts_per_side": CLASSES, "held_out_prompts_per_side": CLASSES}
     plan.scores = sorted({score for name in params.domains for score in values["domains"][name]["scores"]})
