@@ -18,6 +18,7 @@ from freezeasguard.arms import Arm
 from freezeasguard.checkpoints import Checkpoint
 from freezeasguard.costs import Meter
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.batches import fixed_noise_loss
 from freezeasguard.models.diffusion import NoiseSchedule, load_unet, named_tensors
 from freezeasguard.models.latents import CaseData, LatentSet
 from freezeasguard.models.protected import Protected, read_protected
@@ -113,6 +114,15 @@ def test_what_is_published_costs_nothing_while_it_is_the_pretrained_model() -> N
         learner.user_step(side)
     assert learner.gradient()["neutral"] == 0
     assert not learner.parameters[PROJECTION].grad.any()
+
+
+def test_drift_is_told_on_the_neutral_images() -> None:
+    learner = moved(learner_of())
+    losses = learner.neutral_losses()
+    fresh = learner_of()
+    draws = torch.Generator().manual_seed(0)
+    expected = fixed_noise_loss(fresh.unet, fresh.schedule, fresh.neutral, draws)
+    assert losses["pretrained"] == pytest.approx(expected) and losses["anchored"] != pytest.approx(expected)
 
 
 def test_each_level_moves_its_own_tensors() -> None:
@@ -229,6 +239,8 @@ def test_anchors_ship_as_a_protected_model(tmp_path: Path, monkeypatch: pytest.M
     assert len(protected.frozen) == 80 and protected.frozen == protected.edited.keys()
     assert protected.diagnostics["relative_change"].keys() == protected.frozen
     assert protected.settings["rounds"] == 1 and len(protected.diagnostics["neutral"]) == 1
+    losses = protected.diagnostics["neutral_losses"]
+    assert losses["anchored"] > 0 and losses["pretrained"] > 0 and losses["anchored"] != losses["pretrained"]
     trained(protected)
 
 

@@ -230,6 +230,16 @@ class AnchorLearner:
         self.unet.eval()
         return {name: self.parameters[name].detach().cpu().clone() for name in self.anchors}
 
+    def neutral_losses(self) -> dict[str, float]:
+        """The denoising loss on the neutral images: of the pretrained model, and of what is published instead."""
+        anchors, found = {name: self.parameters[name].data for name in self.anchors}, {}
+        self._wear(self.published, self.others)
+        for name, worn in (("anchored", anchors), ("pretrained", self.published)):
+            self._wear(worn, self.anchors)
+            draws = torch.Generator().manual_seed(self.config.cap_seed)
+            found[name] = fixed_noise_loss(self.unet, self.schedule, self.neutral, draws)
+        return found
+
 
 def neutral_images(inputs: Inputs, unet: torch.nn.Module, config: Anchored, empty_text: Tensor) -> LatentSet:
     """What the pretrained model makes of the neutral prompts, as latents; both flips are the image itself."""
@@ -261,9 +271,11 @@ def protect(inputs: Inputs) -> Protected:
     learner = AnchorLearner(unet, schedule, data, neutral, config, generator, settings.compute)
     checkpoint = inputs.checkpoint("running")
     edited = learner.learn(inputs.meter, checkpoint)
+    neutral_losses = learner.neutral_losses()
     checkpoint.clear()
     published = learner.published
     change = {n: float((t - published[n].cpu()).norm() / published[n].cpu().norm()) for n, t in edited.items()}
-    diagnostics = {"cap": learner.cap, "relative_change": change, **asdict(learner.history)}
+    diagnostics = {"cap": learner.cap, "neutral_losses": neutral_losses, "relative_change": change}
+    diagnostics |= asdict(learner.history)
     told = {**config.model_dump(exclude={"checkpoint_minutes"}), "seed": settings.seed}
     return Protected("anchored", frozenset(edited), edited, told, diagnostics)

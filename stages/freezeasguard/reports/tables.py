@@ -148,6 +148,22 @@ def verdict_lines(params: Params, case_name: str, reports: Path, data: Path) -> 
     return [*lines, *(f"By {SCORES[named[side]].label}, {side} side: {why}." for side, why in silent.items())]
 
 
+def drift_lines(params: Params, case_name: str, data: Path) -> list[str]:
+    """What an arm whose model is trained for publication changes where nobody asked it to."""
+    lines = []
+    for arm in params.arms(case_name):
+        path = data / "protected" / case_name / arm.protected.name / "protected.json"
+        if arm.method != "anchored" or arm.before:
+            continue
+        told = read_json(path, f"run `dvc repro protect@{case_name}-{arm.protected.name}`")["diagnostics"]
+        before, after = (told["neutral_losses"][name] for name in ("pretrained", "anchored"))
+        lines.append(
+            f"{arm.label(params.rho)}, as published: the denoising loss on the pretrained model's own images of neutral "
+            f"prompts changes by {100 * (after / before - 1):+.1f}%."
+        )
+    return lines
+
+
 def difference_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str], list[list[str]]]:
     """Arms against full fine-tuning and masks against random ones, on the same prompts and noise."""
     path = reports / "scores" / case_name / "differences.json"
@@ -191,7 +207,8 @@ def _notes(params: Params, case_name: str, reports: Path, data: Path) -> list[st
     verdict = verdict_lines(params, case_name, reports, data)
     calibration = calibration_lines(params, case_name, reports)
     oddities = ODDITIES.get(table or 0, ())
-    return [setting, *verdict, *calibration, *([ours] if ours else []), *SHARED_NOTES, *oddities]
+    drift = drift_lines(params, case_name, data)
+    return [setting, *verdict, *drift, *calibration, *([ours] if ours else []), *SHARED_NOTES, *oddities]
 
 
 def write_tables(params: Params, reports: Path, data: Path) -> list[Path]:
