@@ -158,8 +158,8 @@ def drift_lines(params: Params, case_name: str, data: Path) -> list[str]:
         told = read_json(path, f"run `dvc repro protect@{case_name}-{arm.protected.name}`")["diagnostics"]
         before, after = (told["neutral_losses"][name] for name in ("pretrained", "anchored"))
         lines.append(
-            f"{arm.label(params.rho)}, as published: the denoising loss on the pretrained model's own images of neutral "
-            f"prompts changes by {100 * (after / before - 1):+.1f}%."
+            f"{arm.label(params.rho)}, as published: the loss on the pretrained model's own images of neutral prompts "
+            f"changes by {100 * (after / before - 1):+.1f}%."
         )
     return lines
 
