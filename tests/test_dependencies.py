@@ -55,7 +55,7 @@ def before(project: Path) -> dict[str, str]:
 
 CASES = ("portraits", "artworks", "explicit")
 MASKS = {f"protect/{case}-freezeasguard" for case in CASES} | {f"protect/{case}-freezeasguard-70" for case in CASES[1:]}
-IMMAS = {f"protect/{case}-imma" for case in CASES}
+IMMAS, ANCHORS = ({f"protect/{case}-{method}" for case in CASES} for method in ("imma", "anchored"))
 USERS = {f"adapt/{case}-{arm.name}" for case, arm in parse_params(yaml.safe_load(profile_text("tiny")), Path()).cells}
 RELEARN, GENERATE = {f"relearn/{case}" for case in CASES}, {f"generate/{case}" for case in CASES}
 SCORING = {f"{stage}/{case}" for stage in ("reference", "score") for case in CASES}
@@ -65,14 +65,14 @@ CHANGE = "\n\nCHANGED = 1\n"
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("protections/imma.py", IMMAS),
+        ("protections/imma.py", IMMAS | ANCHORS),  # which projections there are
         ("masks/bilevel.py", MASKS),
-        ("users/training.py", USERS | RELEARN | IMMAS),
+        ("users/training.py", USERS | RELEARN | IMMAS | ANCHORS),
         ("masks/memory.py", set()),  # counts, before anything runs
         ("users/compliant.py", USERS | RELEARN),
         ("users/unfreeze.py", set()),  # no cell of the profile has such a user
         ("users/registry.py", set()),  # a new attacker is a line here
-        ("models/sampling.py", GENERATE),
+        ("models/sampling.py", GENERATE | ANCHORS),
         ("data/sources/figures.py", {"crawl/portraits"}),
         ("data/sources/registry.py", set()),
         ("data/split.py", {f"{stage}/{case}" for stage in ("split", "encode", "survey") for case in CASES}),
