@@ -154,7 +154,8 @@ class Decider:
         decided = f"{case}, {self._compared(claim, known)}, {by}"
         if found is None:
             return [*told, decided, "-", claim.bound, "not decidable with n = 0 users: not measured"]
-        ours = f"{found.value:+.1f}% [{found.low:+.1f}, {found.high:+.1f}]"
+        ours = f"{found.value:+.1f}%"
+        ours += f" [{found.low:+.1f}, {found.high:+.1f}]" if math.isfinite(found.high - found.low) else ""
         silent = claim.test == "fall" and self.images_of(case).no_signal(
             claim.side, deciding_score(self.params, case, claim)
         )
