@@ -221,7 +221,7 @@ def test_a_stage_reads_back_what_was_resolved(tmp_path: Path) -> None:
         "explicit",
     ]  # as params.yaml has them
     with pytest.raises(
-        FreezeAsGuardError, match="no 'nobody-full' for the stage adapt; it has artworks-freezeasguard,"
+        FreezeAsGuardError, match="no 'nobody-full' for the stage adapt; it has artworks-anchored,"
     ):
         read_settings(AdaptSettings, "adapt/nobody-full", tmp_path)
     for content in ("{}", '{"settings": []}', '{"settings": {"seed": 0, "finetuning": {}, "odd": 1}}', "torn"):
