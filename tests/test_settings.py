@@ -220,9 +220,7 @@ def test_a_stage_reads_back_what_was_resolved(tmp_path: Path) -> None:
         "artworks",
         "explicit",
     ]  # as params.yaml has them
-    with pytest.raises(
-        FreezeAsGuardError, match="no 'nobody-full' for the stage adapt; it has artworks-anchored,"
-    ):
+    with pytest.raises(FreezeAsGuardError, match="no 'nobody-full' for the stage adapt; it has artworks-anchored,"):
         read_settings(AdaptSettings, "adapt/nobody-full", tmp_path)
     for content in ("{}", '{"settings": []}', '{"settings": {"seed": 0, "finetuning": {}, "odd": 1}}', "torn"):
         (tmp_path / "adapt/explicit-uce.json").write_text(content)
