@@ -63,22 +63,31 @@ def drawn_loss(
 
 
 def accumulated_loss(
-    unet: torch.nn.Module, schedule: NoiseSchedule, batch: Batch, compute: Compute = PLAIN, *, sign: float = 1
+    unet: torch.nn.Module,
+    schedule: NoiseSchedule,
+    batch: Batch,
+    compute: Compute = PLAIN,
+    *,
+    sign: float = 1,
+    target: Tensor | None = None,
 ) -> Tensor:
     """sign times the mean denoising loss of a batch, for one `backward`: that of its last micro batch.
 
     The gradients of those before are in `.grad` by then, and no activation of theirs is left. Together they are the
     whole batch's gradient, at the same draws.
+
+    Args:
+        target: of the whole batch, in the place of the truth (see `denoising_loss`).
     """
     n, total = len(batch.latents), torch.zeros((), device=batch.latents.device)
-    parts = zip(*(tensor.split(compute.micro_batch_size or n) for tensor in batch), strict=True)
+    tensors = batch if target is None else (*batch, target)
     loss: Tensor | None = None
-    for part in map(Batch._make, parts):
+    for part in zip(*(tensor.split(compute.micro_batch_size or n) for tensor in tensors), strict=True):
         if loss is not None:
             loss.backward()
             total = total + loss.detach()
         with autocast(compute, batch.latents.device):
-            loss = denoising_loss(unet, schedule, *part).mean() * (sign * len(part.latents) / n)
+            loss = denoising_loss(unet, schedule, *part).mean() * (sign * len(part[0]) / n)
     assert loss is not None
     return loss + total
 

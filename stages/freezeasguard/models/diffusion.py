@@ -200,6 +200,14 @@ class NoiseSchedule:
         return signal * noise - sigma * latents
 
 
+def predict(
+    unet: torch.nn.Module, schedule: NoiseSchedule, latents: Tensor, text: Tensor, timesteps: Tensor, noise: Tensor
+) -> Tensor:
+    """What the UNet says of the noisy latents, [batch, c, h, w]: noise or velocity, as the schedule has it."""
+    noisy = schedule.add_noise(latents, noise, timesteps).contiguous()
+    return unet(noisy, timesteps, text).sample
+
+
 def denoising_loss(
     unet: torch.nn.Module,
     schedule: NoiseSchedule,
@@ -207,17 +215,19 @@ def denoising_loss(
     text: Tensor,
     timesteps: Tensor,
     noise: Tensor,
+    target: Tensor | None = None,
 ) -> Tensor:
     """Per-sample denoising loss (paper, Eq. 1): mean squared error at one timestep a sample.
 
     Args:
         latents, noise: [batch, c, h, w]; text: [batch, tokens, d]; timesteps: int64 [batch].
+        target: [batch, c, h, w], another network's prediction in the place of the truth.
     Returns:
         losses [batch]; the caller reduces.
     """
-    noisy = schedule.add_noise(latents, noise, timesteps).contiguous()
-    prediction = unet(noisy, timesteps, text).sample
-    return (prediction - schedule.target(latents, noise, timesteps)).square().flatten(1).mean(1)
+    if target is None:
+        target = schedule.target(latents, noise, timesteps)
+    return (predict(unet, schedule, latents, text, timesteps, noise) - target).square().flatten(1).mean(1)
 
 
 def draw_noise(latents: Tensor, n_timesteps: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

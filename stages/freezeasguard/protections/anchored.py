@@ -16,6 +16,7 @@ a user who learns nothing need not be driven further.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,7 @@ from freezeasguard.models.diffusion import (
     load_scheduler,
     load_text,
     load_unet,
+    predict,
     tokenize,
 )
 from freezeasguard.models.freezing import freeze
@@ -98,9 +100,7 @@ class AnchorLearner:
         self.device = next(iter(self.parameters.values())).device
         configure(compute, self.device)
         prepare(unet, compute)
-        # The published model's loss, at draws that no other step sees.
-        draws = torch.Generator().manual_seed(config.cap_seed)
-        self.cap = config.cap * fixed_noise_loss(unet, schedule, data["illegal"], draws)
+        self.cap = config.cap * self._loss_now(data["illegal"])
         self.optimizer = torch.optim.AdamW(
             [self.parameters[name] for name in self.anchors], lr=config.outer_lr, weight_decay=0.0, foreach=True
         )
@@ -116,6 +116,10 @@ class AnchorLearner:
         for name in names:
             self.parameters[name].data = tensors[name]
 
+    def _loss_now(self, data: LatentSet) -> float:
+        """As the network stands, at draws of their own, the same in every call."""
+        return fixed_noise_loss(self.unet, self.schedule, data, torch.Generator().manual_seed(0))
+
     def _draw(self, sets: Sequence[LatentSet], *, flip: bool = True) -> Batch:
         return draw_batch(sets, self.config.batch_size, self.schedule, self.generator, self.device, flip=flip)
 
@@ -130,36 +134,36 @@ class AnchorLearner:
         optimizer_step(loss, user.optimizer, own, self.config.max_grad_norm)
         return value
 
-    def side_gradient(self, side: str, batch: Batch) -> float:
-        """Add the side's term to the anchors' `.grad`, at its user's weights; returns its loss."""
-        self._wear(self.users[side].tensors, self.others)
-        sign = -self.config.lambda_illegal if side == "illegal" else self.config.lambda_legal
-        loss = accumulated_loss(self.unet, self.schedule, batch, self.compute, sign=sign)
-        value = loss.item() / sign if sign else 0.0
-        if side == "illegal" and value >= self.cap:
-            for name in self.anchors:  # of earlier micro batches
+    def _add(self, who: str, weight: float, batch: Batch, target: Tensor | None = None, cap: float = math.inf) -> float:
+        """Add the gradient of weight times a loss, as the network stands, to the anchors' `.grad`; returns the loss.
+
+        From the cap on there is none, and what earlier micro batches left goes: such a term comes first.
+        """
+        loss = accumulated_loss(self.unet, self.schedule, batch, self.compute, sign=weight, target=target)
+        value = loss.item() / weight if weight else 0.0
+        if value >= cap:
+            for name in self.anchors:
                 self.parameters[name].grad = None
-        elif sign:
+        elif weight:
             loss.backward()
-        return finite_loss(value, f"the {side} side", f"round {len(self.history.legal)}", REMEDY)
+        return finite_loss(value, who, f"round {len(self.history.legal)}", REMEDY)
+
+    def side_gradient(self, side: str, batch: Batch) -> float:
+        """Add the side's term, at its user's weights; returns its loss."""
+        self._wear(self.users[side].tensors, self.others)
+        if side == "illegal":
+            return self._add("the illegal side", -self.config.lambda_illegal, batch, cap=self.cap)
+        return self._add("the legal side", self.config.lambda_legal, batch)
 
     def neutral_gradient(self, batch: Batch) -> float:
-        """Add lambda_3 D's gradient; returns D, a mean over the batch."""
+        """Add lambda_3 D's, of what is published; returns D."""
         self._wear(self.published, self.others)
-        size, total = self.compute.micro_batch_size or len(batch.latents), 0.0
-        for part in map(Batch._make, zip(*(tensor.split(size) for tensor in batch), strict=True)):
-            noisy = self.schedule.add_noise(part.latents, part.noise, part.timesteps).contiguous()
-            anchors = {name: self.parameters[name].data for name in self.anchors}
-            with autocast(self.compute, self.device):
-                with torch.no_grad():
-                    self._wear(self.published, self.anchors)
-                    teacher = self.unet(noisy, part.timesteps, part.text).sample
-                    self._wear(anchors, self.anchors)
-                own = self.unet(noisy, part.timesteps, part.text).sample
-            drift = (own - teacher).square().mean() * (len(part.latents) / len(batch.latents))
-            (self.config.lambda_neutral * drift).backward()
-            total += float(drift.detach())
-        return finite_loss(total, "the neutral term", f"round {len(self.history.legal)}", REMEDY)
+        anchors = {name: self.parameters[name].data for name in self.anchors}
+        self._wear(self.published, self.anchors)
+        with torch.no_grad(), autocast(self.compute, self.device):
+            pretrained = predict(self.unet, self.schedule, *batch)
+        self._wear(anchors, self.anchors)
+        return self._add("the neutral term", self.config.lambda_neutral, batch, target=pretrained)
 
     def gradient(self) -> dict[str, float]:
         """The anchors' gradient in `.grad`, on fresh batches; the three values by name."""
@@ -236,8 +240,7 @@ class AnchorLearner:
         self._wear(self.published, self.others)
         for name, worn in (("anchored", anchors), ("pretrained", self.published)):
             self._wear(worn, self.anchors)
-            draws = torch.Generator().manual_seed(self.config.cap_seed)
-            found[name] = fixed_noise_loss(self.unet, self.schedule, self.neutral, draws)
+            found[name] = self._loss_now(self.neutral)
         return found
 
 

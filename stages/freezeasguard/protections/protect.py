@@ -66,7 +66,7 @@ class Inputs:
         from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, model_hash
 
         schedule = NoiseSchedule.of(load_scheduler(self.model))
-        when = dict.fromkeys(("mask", "imma"), {"checkpoint_minutes"})
+        when = dict.fromkeys(("mask", "imma", "own"), {"checkpoint_minutes"})
         return {
             "settings": self.settings.model_dump(mode="json", exclude=when),  # pyright: ignore[reportArgumentType]
             "code": self.settings.code,

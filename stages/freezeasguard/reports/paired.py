@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measured:
-    """Percent, with the interval that decides; n is what it rests on."""
+    """A figure, in percent but for a `gain`, with the interval that decides; n is what it rests on."""
 
     value: float
     low: float
@@ -50,6 +50,10 @@ class Images:
 
     @cached_property
     def _resamples(self) -> dict[str, list[np.ndarray]]:
+        return {}
+
+    @cached_property
+    def _gains(self) -> dict[tuple[str, str], Measured]:
         return {}
 
     def of(self, arm: Arm, side: str) -> pd.DataFrame:
@@ -96,14 +100,17 @@ class Images:
         return Measured(interval.value, interval.low, interval.high, len(table))
 
     def gain(self, side: str, name: str) -> Measured:
-        """By how much full fine-tuning betters the pretrained model's score."""
+        """By how much full fine-tuning betters the pretrained model's score, in the score's units."""
         from freezeasguard.scores.statistics import bootstrap_interval
 
+        if (side, name) in self._gains:
+            return self._gains[side, name]
         full, pretrained = (self.of(Arm.parse(arm), side) for arm in ("full", PRETRAINED))
         sign = -1 if SCORES[name].lower_is_better else 1
         better = sign * (full[name].to_numpy(float) - pretrained[name].to_numpy(float))
         interval = bootstrap_interval(lambda rows: float(better[rows].mean()), len(full), self.resamples(side, full))
-        return Measured(interval.value, interval.low, interval.high, len(full))
+        self._gains[side, name] = Measured(interval.value, interval.low, interval.high, len(full))
+        return self._gains[side, name]
 
     def no_signal(self, side: str, name: str) -> str:
         """Why no verdict can stand on a score of images; "" where the whole interval of the gain lies above 0."""
@@ -116,14 +123,14 @@ class Images:
         )
 
 
-def no_signal(scores: CaseScores, side: str, data: Path) -> str:
+def no_signal(scores: CaseScores, side: str, images: Images) -> str:
     """Why nothing can be said of a side by the score that speaks for it; "" where something can.
 
     A distance of sets has no paired images: there the two intervals must lie apart.
     """
     name = scores.speaks_for(side)
     if SCORES[name].an_image:
-        return Images(scores.params, scores.case, data).no_signal(side, name)
+        return images.no_signal(side, name)
     full, pretrained = (scores.score(arm, side) for arm in ("full", PRETRAINED))
     better, worse = (full, pretrained) if SCORES[name].lower_is_better else (pretrained, full)
     if better["high"] < worse["low"]:

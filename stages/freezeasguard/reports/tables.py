@@ -12,7 +12,7 @@ from freezeasguard.reading import read_json
 from freezeasguard.reports.claims import write_claims
 from freezeasguard.reports.masks import write_mask_report
 from freezeasguard.reports.measures import CaseScores, fall_of_quality, percent, read_scores, score_entry
-from freezeasguard.reports.paired import no_signal
+from freezeasguard.reports.paired import Images, no_signal
 from freezeasguard.reports.paper import (
     GATHERED,
     OURS,
@@ -125,7 +125,8 @@ def verdict_lines(params: Params, case_name: str, reports: Path, data: Path) -> 
     """
     case = CaseScores(params, case_name, reports)
     named = {side: case.speaks_for(side) for side in SIDES}
-    silent = {side: why for side in SIDES if (why := no_signal(case, side, data))}
+    images = Images(params, case_name, data)
+    silent = {side: why for side in SIDES if (why := no_signal(case, side, images))}
     lines = []
     for arm in params.arms(case_name):
         if arm.rho(params.rho) == 0:
@@ -149,13 +150,13 @@ def verdict_lines(params: Params, case_name: str, reports: Path, data: Path) -> 
 
 
 def drift_lines(params: Params, case_name: str, data: Path) -> list[str]:
-    """What an arm whose model is trained for publication changes where nobody asked it to."""
+    """What a protection that tells its `neutral_losses` changes where nobody asked it to."""
     lines = []
-    for arm in params.arms(case_name):
-        path = data / "protected" / case_name / arm.protected.name / "protected.json"
-        if arm.method != "anchored" or arm.before:
+    for arm in (arm for arm in params.arms(case_name) if not arm.before):
+        path = data / "protected" / case_name / arm.name / "protected.json"
+        told = read_json(path, f"run `dvc repro protect@{case_name}-{arm.name}`")["diagnostics"]
+        if "neutral_losses" not in told:
             continue
-        told = read_json(path, f"run `dvc repro protect@{case_name}-{arm.protected.name}`")["diagnostics"]
         before, after = (told["neutral_losses"][name] for name in ("pretrained", "anchored"))
         lines.append(
             f"{arm.label(params.rho)}, as published: the loss on the pretrained model's own images of neutral prompts "

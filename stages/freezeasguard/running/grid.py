@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from freezeasguard.errors import FreezeAsGuardError
@@ -43,12 +43,7 @@ def experiment_name(overrides: Sequence[str]) -> str:
     return re.sub(r"[^\w.]+", "-", "-".join(overrides)).strip("-.")
 
 
-def run_grid(
-    root: Path,
-    settings: Sequence[str],
-    arguments: Sequence[str] = (),
-    say: Callable[[str], object] = print,
-) -> dict[str, bool]:
+def run_grid(root: Path, settings: Sequence[str], arguments: Sequence[str] = ()) -> dict[str, bool]:
     """Run every combination; experiment -> whether all of its stages ended well.
 
     An experiment that fails, or is killed, keeps its clone and goes on there when it is run again.
@@ -64,7 +59,7 @@ def run_grid(
     head, ended = _git(root, "rev-parse", "HEAD"), {}
     for overrides in combinations(settings):
         name = experiment_name(overrides)
-        say(f"experiment {name}")
+        print(f"experiment {name}")
         clone = _clone(root, name, head, overrides)
         ended[name] = subprocess.run([*RUN, *arguments], cwd=clone).returncode == 0
         if ended[name]:

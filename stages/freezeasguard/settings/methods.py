@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from freezeasguard.settings.blocks import Block, Guidance, NotNegative, Positive, PositiveFloat, Rate, Seed
+from freezeasguard.settings.blocks import Block, Guidance, NotNegative, Positive, PositiveFloat, Rate
 
 
 class UCE(Block):
@@ -51,7 +51,6 @@ class Anchored(Block):
     lambda_neutral: NotNegative = 1.0
     cap: PositiveFloat = 1.5
     """Of the illegal user's loss, in units of the published model's on the same images: beyond it nothing is gained."""
-    cap_seed: Seed = 0
     attn_scope: Literal["all", "cross"] = "all"
     """Which projections are anchored: of self and cross attention, or of cross attention alone."""
     neutral_prompts: list[str] = []
