@@ -48,7 +48,8 @@ def learner_of(config: Anchored = CONFIG, *, double: bool = True, compute: Compu
     data = {side: random_latents(6 + i, seed=i) for i, side in enumerate(SIDES)}
     network = Attentive().double() if double else Attentive()
     draw = torch.Generator().manual_seed(0)
-    return AnchorLearner(network, schedule, data, random_latents(5, seed=9), config, draw, compute or Compute())
+    neutral, empty = random_latents(5, seed=9), random_latents(1, seed=8).text[0]
+    return AnchorLearner(network, schedule, data, neutral, empty, config, draw, compute or Compute())
 
 
 def moved(learner: AnchorLearner) -> AnchorLearner:
@@ -74,8 +75,7 @@ def expected_terms(learner: AnchorLearner, phi: Tensor) -> Iterator[Tensor]:
         batch = learner._draw([learner.data[side]])
         tensors = {**learner.users[side].tensors, PROJECTION: phi}
         yield (predict(tensors, batch) - batch.noise).square().mean()
-    parts = [learner._draw([learner.neutral], flip=False), learner._draw([learner.data["legal"]])]
-    both = type(parts[0])(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    both = learner.held()
     own, teacher = (predict({**learner.published, **more}, both) for more in ({PROJECTION: phi}, {}))
     yield (own - teacher.detach()).square().mean()
 
@@ -116,12 +116,24 @@ def test_what_is_published_costs_nothing_while_it_is_the_pretrained_model() -> N
     assert not learner.parameters[PROJECTION].grad.any()
 
 
-def test_drift_is_told_on_the_neutral_images() -> None:
+@pytest.mark.parametrize(("share", "n_empty"), [(0.0, 0), (0.34, 1), (1.0, 3)])
+def test_d_is_taken_at_neutral_and_legal_images_a_share_under_the_empty_prompt(share: float, n_empty: int) -> None:
+    learner = learner_of(CONFIG.model_copy(update={"empty_share": share}))
+    sets = {"neutral": learner.neutral, "legal": learner.data["legal"]}
+    batch = learner.held()
+    for part, latents, text in zip(sets.values(), batch.latents.split(3), batch.text.split(3), strict=True):
+        for i, (image, words) in enumerate(zip(latents, text, strict=True)):
+            row = next(r for r, both in enumerate(part.latents) if any(torch.equal(image, one) for one in both))
+            assert torch.equal(words, learner.empty_text if i < n_empty else part.text[row])
+
+
+def test_drift_is_told_on_images_that_nothing_was_learned_from() -> None:
     learner = moved(learner_of())
-    losses = learner.neutral_losses()
+    images = random_latents(4, seed=7)
+    losses = learner.neutral_losses(images)
     fresh = learner_of()
     draws = torch.Generator().manual_seed(0)
-    expected = fixed_noise_loss(fresh.unet, fresh.schedule, fresh.neutral, draws)
+    expected = fixed_noise_loss(fresh.unet, fresh.schedule, images, draws)
     assert losses["pretrained"] == pytest.approx(expected) and losses["anchored"] != pytest.approx(expected)
 
 
@@ -194,7 +206,8 @@ def test_a_loss_that_explodes_is_told() -> None:
 def inputs_of(arm: str, folder: Path, **own: Any) -> Inputs:
     values = yaml.safe_load(profile_text("smoke"))
     values["imma"] |= {"steps": 1, "batch_size": 1}
-    prompts = {"neutral_prompts": ["a drawing", "a circle"], "neutral_images": 1, "neutral_steps": 1}
+    prompts = {"neutral_prompts": ["a drawing", "a circle"], "unseen_prompts": ["a square"]}
+    prompts |= {"neutral_images": 1, "neutral_steps": 1}
     values["methods"] = {"anchored": {"rounds": 1, "batch_size": 1, **prompts, **own}}
     settings = protect_settings(parse_params(values, Path("params.yaml")), "portraits", Arm.parse(arm))
     rows = [
@@ -247,9 +260,9 @@ def test_anchors_ship_as_a_protected_model(tmp_path: Path, monkeypatch: pytest.M
 def test_neutral_images_are_the_models_own(tmp_path: Path) -> None:
     inputs = inputs_of("anchored", tmp_path)
     config = Anchored.model_validate(inputs.settings.own)
-    first, again = (anchored.neutral_images(inputs, load_unet(MODEL), config, inputs.data.empty_text) for _ in "ab")
+    first, again = (anchored.neutral_images(inputs, load_unet(MODEL), config, "neutral_prompts") for _ in "ab")
     assert first.latents.shape == (2, 2, 8, 16, 16) and torch.equal(first.latents[:, 0], first.latents[:, 1])
     assert torch.equal(first.latents, again.latents) and not torch.equal(first.latents[0], first.latents[1])
-    with pytest.raises(FreezeAsGuardError, match="neutral_prompts is empty"):
-        none = config.model_copy(update={"neutral_prompts": []})
-        anchored.neutral_images(inputs, load_unet(MODEL), none, inputs.data.empty_text)
+    with pytest.raises(FreezeAsGuardError, match="unseen_prompts is empty"):
+        none = config.model_copy(update={"unseen_prompts": []})
+        anchored.neutral_images(inputs, load_unet(MODEL), none, "unseen_prompts")

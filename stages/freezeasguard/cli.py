@@ -147,12 +147,16 @@ def fetch() -> None:
 
 
 @cli.command()
-def collect() -> None:
-    """Gather the cells of all DVC experiments into reports/study/cells.csv, and average them into tables."""
+def collect(
+    readme: Annotated[bool, typer.Option("--readme", help="Put the findings into README.md as well.")] = False,
+) -> None:
+    """Gather the cells of all DVC experiments into reports/study/cells.csv, average them, and say what they found."""
     from freezeasguard.reports.collect import collect_cells
+    from freezeasguard.reports.findings import write_findings
     from freezeasguard.reports.study import write_study_tables
 
-    for path in write_study_tables(collect_cells(Path())):
+    cells = collect_cells(Path())
+    for path in (*write_study_tables(cells), write_findings(cells, Path("README.md") if readme else None)):
         print(f"\n{path}\n\n{path.read_text()}")
 
 

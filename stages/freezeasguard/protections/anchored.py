@@ -10,8 +10,9 @@ is, in an upper level over simulated users, one a side, who re-adapt around it:
 
 The gradient of phi is first order: users' weights are constants in it. D holds what is published - phi among
 theta_pre's other tensors - to the pretrained model's own predictions, on images of neutral prompts that the pretrained
-model generates itself, so that no data are needed, and on the legal side's. Beyond the cap the illegal term is silent:
-a user who learns nothing need not be driven further.
+model generates itself, so that no data are needed, and on the legal side's; a share of either under the empty prompt,
+which guidance asks for and no user trains. Beyond the cap the illegal term is silent: a user who learns nothing need
+not be driven further.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -86,12 +87,14 @@ class AnchorLearner:
         schedule: NoiseSchedule,
         data: Mapping[str, LatentSet],
         neutral: LatentSet,
+        empty_text: Tensor,
         config: Anchored,
         generator: torch.Generator,
         compute: Compute = PLAIN,
     ) -> None:
         """`data` is each side's mask-learning half; `neutral`, images of the pretrained model's own."""
         self.unet, self.schedule, self.data, self.neutral = unet, schedule, data, neutral
+        self.empty_text = empty_text
         self.config, self.generator, self.compute = config, generator, compute
         self.parameters: dict[str, Any] = freeze(unet, ())
         self.anchors = defended_names(unet, config.attn_scope)
@@ -170,9 +173,15 @@ class AnchorLearner:
         freeze(self.unet, self.others)
         # The illegal term first: where it is silent it clears what it left.
         found = {side: self.side_gradient(side, self._draw([self.data[side]])) for side in SIDES}
-        held = [self._draw([self.neutral], flip=False), self._draw([self.data["legal"]])]
-        both = Batch._make(torch.cat(parts) for parts in zip(*held, strict=True))
-        return {**found, "neutral": self.neutral_gradient(both)}
+        return {**found, "neutral": self.neutral_gradient(self.held())}
+
+    def held(self) -> Batch:
+        """What D is taken at: neutral images and the legal side's, the first of either under the empty prompt."""
+        parts = [self._draw([self.neutral], flip=False), self._draw([self.data["legal"]])]
+        n_empty = round(self.config.empty_share * self.config.batch_size)
+        for part in parts:
+            part.text[:n_empty] = self.empty_text.to(part.text)
+        return Batch._make(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def anchor_step(self) -> None:
         """Upper level: AdamW on the anchors."""
@@ -234,21 +243,23 @@ class AnchorLearner:
         self.unet.eval()
         return {name: self.parameters[name].detach().cpu().clone() for name in self.anchors}
 
-    def neutral_losses(self) -> dict[str, float]:
-        """The denoising loss on the neutral images: of the pretrained model, and of what is published instead."""
+    def neutral_losses(self, images: LatentSet) -> dict[str, float]:
+        """The denoising loss on neutral images: of the pretrained model, and of what is published instead."""
         anchors, found = {name: self.parameters[name].data for name in self.anchors}, {}
         self._wear(self.published, self.others)
         for name, worn in (("anchored", anchors), ("pretrained", self.published)):
             self._wear(worn, self.anchors)
-            found[name] = self._loss_now(self.neutral)
+            found[name] = self._loss_now(images)
         return found
 
 
-def neutral_images(inputs: Inputs, unet: torch.nn.Module, config: Anchored, empty_text: Tensor) -> LatentSet:
-    """What the pretrained model makes of the neutral prompts, as latents; both flips are the image itself."""
-    prompts, each = list(config.neutral_prompts), config.neutral_images
+def neutral_images(
+    inputs: Inputs, unet: torch.nn.Module, config: Anchored, key: Literal["neutral_prompts", "unseen_prompts"]
+) -> LatentSet:
+    """What the pretrained model makes of the prompts under a key, as latents; both flips are the image itself."""
+    prompts, each = list(getattr(config, key)), config.neutral_images
     if not prompts:
-        raise FreezeAsGuardError("methods.anchored.neutral_prompts is empty; name prompts that belong to neither side")
+        raise FreezeAsGuardError(f"methods.anchored.{key} is empty; name prompts that belong to neither side")
     tokenizer, encoder = load_text(inputs.model)
     text = encode_text(encoder, tokenize(tokenizer, prompts)[0]).repeat_interleave(each, 0)
     named = [prompt for prompt in prompts for _ in range(each)]
@@ -257,7 +268,7 @@ def neutral_images(inputs: Inputs, unet: torch.nn.Module, config: Anchored, empt
     how = {"steps": config.neutral_steps, "guidance_scale": config.neutral_guidance, "label": "neutral images"}
     scheduler, made = load_scheduler(inputs.model), []
     for part, words in zip(noise.split(config.batch_size), text.split(config.batch_size), strict=True):
-        part, words, empty = (tensor.to(inputs.device) for tensor in (part, words, empty_text))
+        part, words, empty = (tensor.to(inputs.device) for tensor in (part, words, inputs.data.empty_text))
         made.append(sample(unet, scheduler, part, words, empty, compute=inputs.settings.compute, **how).cpu())
     latents = torch.cat(made)
     return LatentSet(torch.stack([latents, latents], 1), text)
@@ -269,12 +280,13 @@ def protect(inputs: Inputs) -> Protected:
     unet = load_unet(inputs.model).to(inputs.device)
     schedule = NoiseSchedule.of(load_scheduler(inputs.model))
     data = {side: inputs.data.select(side, ["mask_learning"]) for side in SIDES}
-    neutral = neutral_images(inputs, unet, config, inputs.data.empty_text)
+    neutral, unseen = (neutral_images(inputs, unet, config, key) for key in ("neutral_prompts", "unseen_prompts"))
     generator = torch.Generator().manual_seed(seed_of(settings.seed, "anchored"))
-    learner = AnchorLearner(unet, schedule, data, neutral, config, generator, settings.compute)
+    empty_text = inputs.data.empty_text
+    learner = AnchorLearner(unet, schedule, data, neutral, empty_text, config, generator, settings.compute)
     checkpoint = inputs.checkpoint("running")
     edited = learner.learn(inputs.meter, checkpoint)
-    neutral_losses = learner.neutral_losses()
+    neutral_losses = learner.neutral_losses(unseen)
     checkpoint.clear()
     published = learner.published
     change = {n: float((t - published[n].cpu()).norm() / published[n].cpu().norm()) for n, t in edited.items()}

@@ -105,7 +105,7 @@ def compared_roles(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     return roles, sorted(both or seeds[roles[0]], key=int)
 
 
-def kept_by_kind(rows: Sequence[Row]) -> dict[Kind, list[Kept]]:
+def kept_by_seed(rows: Sequence[Row]) -> dict[Kind, dict[str, Kept]]:
     """Per kind, what each repetition (seed) says; a repetition without the kind in some role says nothing of it."""
     roles, seeds = compared_roles(rows)
     groups: dict[Kind, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
@@ -115,10 +115,15 @@ def kept_by_kind(rows: Sequence[Row]) -> dict[Kind, list[Kept]]:
             groups[Kind.of(row)][row["seed"]].append(row)
     found = {}
     for kind in sorted(groups, key=lambda kind: kind.place):
-        whole = [mine for mine in groups[kind].values() if set(roles) <= {row["roles"] for row in mine}]
+        whole = {seed: mine for seed, mine in groups[kind].items() if set(roles) <= {row["roles"] for row in mine}}
         if whole:
-            found[kind] = [kept_in(mine, roles) for mine in whole]
+            found[kind] = {seed: kept_in(mine, roles) for seed, mine in whole.items()}
     return found
+
+
+def kept_by_kind(rows: Sequence[Row]) -> dict[Kind, list[Kept]]:
+    """As `kept_by_seed`, without the seeds."""
+    return {kind: list(ones.values()) for kind, ones in kept_by_seed(rows).items()}
 
 
 def share_text(share: float, spec: str = ".2f") -> str:

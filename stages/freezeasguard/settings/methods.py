@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from freezeasguard.settings.blocks import Block, Guidance, NotNegative, Positive, PositiveFloat, Rate
+from freezeasguard.settings.blocks import Block, Guidance, NotNegative, Positive, PositiveFloat, Rate, Ratio
 
 
 class UCE(Block):
@@ -54,8 +54,12 @@ class Anchored(Block):
     attn_scope: Literal["all", "cross"] = "all"
     """Which projections are anchored: of self and cross attention, or of cross attention alone."""
     neutral_prompts: list[str] = []
+    unseen_prompts: list[str] = []
+    """Neutral as well, and nothing is learned from them: the drift is told on their images."""
     neutral_images: Positive = 4
     """A prompt."""
+    empty_share: Ratio = 0.5
+    """Of D's images, those under the empty prompt: guidance asks for it, and no user trains it."""
     neutral_steps: Positive = 20
     neutral_guidance: Guidance = 3.0
     weight_decay: NotNegative = 1e-2

@@ -1,0 +1,121 @@
+"""What a study found: the endpoint's arithmetic, its test, and verdicts that follow from them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.reports.findings import HEADER, finding_rows, findings_of, write_block, write_findings
+from freezeasguard.reports.summary import write_rows
+from test_collect import Row, row
+
+MARKS = ("<!-- findings: `freezeasguard collect --readme` -->", "<!-- end of the findings -->")
+
+
+def seeds(arm: str, kept: list[tuple[float | None, float | None]], **more: Any) -> list[Row]:
+    """A repetition each of an arm that keeps (illegal, legal), the same in both role assignments."""
+    return [
+        row(arm, side, value, roles=roles, seed=seed, **more)
+        for seed, pair in enumerate(kept)
+        for roles in ("given", "swapped")
+        for side, value in zip(("illegal", "legal"), pair, strict=True)
+    ]
+
+
+LEARNED = [(0.20, 0.97), (0.30, 1.00), (0.24, 0.98), (0.28, 0.99), (0.22, 1.01)]
+BLIND = [(0.80, 0.85), (0.82, 0.80), (0.79, 0.83), (0.85, 0.86), (0.80, 0.81)]
+
+
+def verdicts(cells: list[Row]) -> dict[str, str]:
+    return {line[1]: line[-1] for line in finding_rows(findings_of(cells))}
+
+
+def test_a_mask_is_measured_by_its_random_twin_seed_by_seed() -> None:
+    (one,) = findings_of([*seeds("freezeasguard", LEARNED), *seeds("random", BLIND)])
+    own, blind = (np.array([legal - illegal for illegal, legal in kept]) for kept in (LEARNED, BLIND))
+    assert one.over("score") == pytest.approx(list(own - blind))
+    assert one.p == pytest.approx(ttest_rel(own, blind).pvalue)
+    (line,) = finding_rows([one])
+    assert line[:6] == ["portraits", "FG-30%", "5", "0.25", "0.99", "+0.74"] and len(line) == len(HEADER)
+    assert line[-1] == "protects"
+
+
+def test_a_twin_is_of_the_same_kind_and_ratio() -> None:
+    """Another granularity, or another ratio, is no twin: the gap is then measured from full fine-tuning's 0."""
+    others = [*seeds("random-element", BLIND, granularity="element"), *seeds("random-70", BLIND, arm_rho=0.7)]
+    (one,) = findings_of([*seeds("freezeasguard", LEARNED), *others])
+    assert one.blind is None and one.over("score") == pytest.approx([legal - illegal for illegal, legal in LEARNED])
+    both = findings_of([*seeds("freezeasguard-70", LEARNED, arm_rho=0.7), *others])
+    assert [bool(one.blind) for one in both] == [True]
+
+
+def test_the_verdict_follows_from_the_endpoint() -> None:
+    costly = [(illegal - 0.2, legal - 0.2) for illegal, legal in LEARNED]
+    noisy = [(0.5, 0.9), (0.9, 0.5), (0.6, 0.9), (0.9, 0.6), (0.7, 0.7)]
+    assert verdicts(seeds("anchored", LEARNED)) == {"Anchored": "protects"}
+    assert verdicts(seeds("anchored", costly)) == {"Anchored": "parts the sides, at a legal cost of 21%"}
+    assert verdicts(seeds("anchored", noisy)) == {"Anchored": "not shown"}
+    assert verdicts(seeds("anchored", [(b, a) for a, b in LEARNED])) == {"Anchored": "spares the illegal side"}
+    assert verdicts(seeds("anchored", LEARNED[:1])) == {"Anchored": "one repetition: nothing to test"}
+    silent = [*LEARNED[:4], (0.2, None)]
+    assert verdicts(seeds("anchored", silent)) == {
+        "Anchored": "no signal: full fine-tuning hardly betters a side's score"
+    }
+
+
+def test_more_lines_ask_for_more() -> None:
+    """A p of .03 alone is a finding; beside two lines that show nothing it is none."""
+    gaps = [0.02, 0.1, 0.05, 0.12, 0.02]
+    weak, nothing = [(0.5, 0.5 + gap) for gap in gaps], [(0.5, 0.5 + gap - np.mean(gaps)) for gap in gaps]
+    (one,) = findings_of(seeds("anchored", weak))
+    assert 0.02 < one.p < 0.05 and "parts" in verdicts(seeds("anchored", weak))["Anchored"]
+    many = [*seeds("anchored", weak), *seeds("uce", nothing), *seeds("imma", nothing)]
+    assert set(verdicts(many).values()) == {"not shown"}
+
+
+def test_a_line_a_case_and_kind_and_none_for_random_masks() -> None:
+    cells = [*seeds("random", BLIND), *seeds("freezeasguard", LEARNED), *seeds("imma", BLIND, case="artworks")]
+    assert [(one.case, one.kind.arm.name) for one in findings_of(cells)] == [
+        ("portraits", "freezeasguard"),
+        ("artworks", "imma"),
+    ]
+
+
+def test_findings_are_files_and_the_readmes_block(tmp_path: Path) -> None:
+    cells, readme = tmp_path / "study" / "cells.csv", tmp_path / "README.md"
+    cells.parent.mkdir()
+    write_rows(cells, seeds("anchored", LEARNED))
+    readme.write_text("\n".join(["before", MARKS[0], "old", MARKS[1], "after", ""]))
+    written = write_findings(cells, readme)
+    table = [line for line in written.read_text().splitlines() if line.startswith("|")]
+    said = readme.read_text()
+    assert "old" not in said and said.startswith(f"before\n{MARKS[0]}\n") and said.endswith(f"{MARKS[1]}\nafter\n")
+    assert len(table) == 3 and all(line in said for line in table)
+    write_findings(cells, readme)
+    assert readme.read_text() == said
+
+
+def test_a_readme_without_the_marks_is_left_alone(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("mine")
+    with pytest.raises(FreezeAsGuardError, match="has no lines"):
+        write_block(readme, "text")
+    assert readme.read_text() == "mine"
+
+
+def test_cells_without_a_protection_are_refused(tmp_path: Path) -> None:
+    cells = tmp_path / "cells.csv"
+    write_rows(cells, seeds("full", [(1.0, 1.0)]))
+    with pytest.raises(FreezeAsGuardError, match="holds no protection"):
+        write_findings(cells)
+
+
+def test_no_number_is_invented_where_a_repetition_lacks_it() -> None:
+    (one,) = findings_of(seeds("anchored", [*LEARNED[:4], (0.2, None)]))
+    assert math.isnan(one.p) and "+" not in finding_rows([one])[0][6]
