@@ -44,7 +44,9 @@ def write_case(root: Path, arms: list[str]) -> CaseData:
             write_random(root / "images" / arm / file, rng, bias=10 * a + 25 * SIDES.index(side))
         generated.to_csv(root / "images" / arm / "index.csv", index=False)
         for side in SIDES:
-            write_json(root / "adapted" / arm / f"{side}.json", {"fixed_noise_loss": 0.2 - 0.01 * a})
+            loss = 0.2 - 0.01 * a
+            record = {"fixed_noise_loss": loss, "fixed_noise_quarters": [loss] * 4, "held_out_loss": loss}
+            write_json(root / "adapted" / arm / f"{side}.json", record)
     n = len(index)
     return CaseData(index, torch.zeros(n, 2, 1, 2, 2), torch.zeros(n, 2, 2), torch.zeros(2, 2))
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from conftest import random_latents
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.miniature.gates_figures import drawn_figures, latent_set
+from freezeasguard.models.attention import attention_projections
 from freezeasguard.models.diffusion import (
     NoiseSchedule,
     denoising_loss,
@@ -23,7 +24,7 @@ from freezeasguard.models.diffusion import (
 )
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected import load_tensors
-from freezeasguard.protections.imma import defended_names, immunise
+from freezeasguard.protections.imma import immunise
 from freezeasguard.settings.methods import IMMA
 from freezeasguard.settings.users import Finetuning
 from freezeasguard.users.training import finetune
@@ -37,12 +38,12 @@ def run(unet: UNet2DConditionModel, schedule: NoiseSchedule, config: IMMA):  # n
 
 
 def test_defended_tensors(tiny_unet: UNet2DConditionModel) -> None:
-    every, cross = defended_names(tiny_unet, "all"), defended_names(tiny_unet, "cross")
+    every, cross = attention_projections(tiny_unet, "all"), attention_projections(tiny_unet, "cross")
     # 16 transformers, each with to_q, to_k, to_v, to_out.0 (weight and bias) in attn1 and attn2.
     assert len(every) == 16 * 2 * 5 and len(cross) == 16 * 5
     assert set(cross) < set(every) and all(".attn2." in name for name in cross)
     with pytest.raises(FreezeAsGuardError, match="no attention projections"):
-        defended_names(torch.nn.Linear(2, 2), "all")
+        attention_projections(torch.nn.Linear(2, 2), "all")
     with pytest.raises(ValidationError, match="attn_scope"):
         IMMA.model_validate({**CONFIG.model_dump(), "attn_scope": "self"})
 
@@ -54,7 +55,7 @@ def test_outer_phase_moves_the_defended_tensors_alone(
     before = {n: t.detach().clone() for n, t in named_tensors(tiny_unet).items()}
     edited, history = run(tiny_unet, schedule, CONFIG.model_copy(update=dict(inner_lr=0.0, attn_scope=scope)))
     moved = {n for n, t in named_tensors(tiny_unet).items() if not torch.equal(t, before[n])}
-    assert moved == set(edited) == set(defended_names(tiny_unet, scope))
+    assert moved == set(edited) == set(attention_projections(tiny_unet, scope))
     assert len(history.inner) == len(history.outer) == 3
 
 

@@ -23,7 +23,7 @@ from freezeasguard.models.generate import generate_cell
 from freezeasguard.models.latents import CaseData
 from freezeasguard.models.protected import Protected, write_for
 from freezeasguard.reports.measures import read_losses
-from freezeasguard.scores.score import read_fixed_noise_losses
+from freezeasguard.scores.score import read_final_losses
 from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.resolve import AdaptSettings, EncodeSettings, GenerateSettings
 from freezeasguard.settings.users import Adapt, Generate
@@ -90,6 +90,7 @@ def test_one_user_a_class_trains_on_its_class_and_makes_its_images(
         return finetune(unet, schedule, images, settings, **how)
 
     monkeypatch.setattr("freezeasguard.users.compliant.finetune", watched)
+    monkeypatch.setattr(adapt, "fixed_noise_losses", partial(adapt.fixed_noise_losses, n=8))
     monkeypatch.setattr(adapt, "fixed_noise_loss", partial(adapt.fixed_noise_loss, n=8))
     write_for(stored_tensors(model), tmp_path / "protected", Protected("full"))
     out, costs = tmp_path / "adapted", tmp_path / "costs.json"
@@ -109,8 +110,11 @@ def test_one_user_a_class_trains_on_its_class_and_makes_its_images(
     record = json.loads((out / "illegal.json").read_text())
     each = [record["classes"][name] for name in ("ann-b", "cy")]
     assert read_losses(out, "illegal") == pytest.approx(np.mean([user["losses"] for user in each], axis=0))
-    fixed = read_fixed_noise_losses(out)
-    assert fixed["illegal"] == pytest.approx(np.mean([user["fixed_noise_loss"] for user in each]))
+    fixed = read_final_losses(out)
+    assert fixed["illegal"].mean == pytest.approx(np.mean([user["fixed_noise_loss"] for user in each]))
+    assert fixed["illegal"].quarters == pytest.approx(np.mean([user["fixed_noise_quarters"] for user in each], axis=0))
+    assert fixed["illegal"].mean == pytest.approx(np.mean(fixed["illegal"].quarters))
+    assert fixed["illegal"].held_out is None  # these classes have no held-out images
     assert each[0]["losses"] != each[1]["losses"] and record["n_images"] == 4 and set(fixed) == set(SIDES)
 
     # A class's images are those that its own user makes, whatever the others did.

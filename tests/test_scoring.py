@@ -28,6 +28,7 @@ from freezeasguard.scores.networks.frechet import frechet_distance
 from freezeasguard.scores.networks.style import StyleFeatures
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.scores.scoring import (
+    FinalLosses,
     Reference,
     ScoredImages,
     compare_arms,
@@ -179,9 +180,19 @@ def test_every_mask_meets_the_random_one_of_its_size() -> None:
 
 
 def test_kept_is_one_for_full_and_zero_for_the_pretrained_model() -> None:
-    losses = {"pretrained": {"illegal": 0.2}, "full": {"illegal": 0.1}, "imma": {"illegal": 0.175}}
-    kept = kept_losses(losses)
-    assert [kept[arm]["illegal"]["kept"] for arm in losses] == pytest.approx([0, 1, 0.25])
+    ends = {
+        "pretrained": FinalLosses(0.2, [0.3, 0.1], 0.4),
+        "full": FinalLosses(0.1, [0.1, 0.1], 0.2),
+        "imma": FinalLosses(0.175, [0.25, 0.1], 0.3),
+    }
+    kept = kept_losses({arm: {"illegal": losses} for arm, losses in ends.items()})
+    assert [kept[arm]["illegal"]["kept"] for arm in ends] == pytest.approx([0, 1, 0.25])
+    assert [kept[arm]["illegal"]["fixed_noise"] for arm in ends] == [0.2, 0.1, 0.175]
+    assert [kept[arm]["illegal"]["kept_held_out"] for arm in ends] == pytest.approx([0, 1, 0.5])
+    first, second = zip(*(kept[arm]["illegal"]["kept_quarters"] for arm in ends), strict=True)
+    assert first == pytest.approx([0, 1, 0.25]) and second == (None, None, None)
+    unseen = kept_losses({arm: {"illegal": losses._replace(held_out=None)} for arm, losses in ends.items()})
+    assert unseen["imma"]["illegal"]["kept_held_out"] is None
     # A fall of 1% is no scale to measure by, and a rise is none either.
     assert kept_share(0.2, 0.198, 0.199) is None and kept_share(0.2, 0.21, 0.2) is None
 

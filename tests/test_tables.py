@@ -52,7 +52,12 @@ def write_golden_scores(params: Params, reports: Path) -> None:
             value = 0.4 + 0.1 * number + 0.01 * offset
             score = {"value": value, "low": value - 0.05, "high": value + 0.05, "n": 60, "n_missing": number}
             sides[side] = {
-                "loss": {"fixed_noise": 0.1, "kept": 1 - 0.1 * number},
+                "loss": {
+                    "fixed_noise": 0.1,
+                    "kept": 1 - 0.1 * number,
+                    "kept_held_out": 0.9 - 0.1 * number,
+                    "kept_quarters": [None, 0.7, 0.8 - 0.1 * number, 1.0],
+                },
                 "all": {
                     "recogniser": score,
                     "fd_efficientnet_lite0": {**score, "value": 100 * value, "n_missing": 0},
@@ -83,6 +88,7 @@ def test_the_stage_writes_diagnostics_metrics_and_cells_too(params: Params, root
         "table2-differences.md",
         "table8.md",
         "claims.md",
+        "kept.md",
         "mask_diagnostics.md",
         "mask_diagnostics_blocks.md",
     ]

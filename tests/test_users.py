@@ -18,8 +18,9 @@ from torch import Tensor
 from conftest import ToyDenoiser, random_latents, sd_schedule
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
+from freezeasguard.models.batches import fixed_noise_loss, fixed_noise_losses
 from freezeasguard.models.latents import CaseData, LatentSet
-from freezeasguard.models.protected import Protected, write_for
+from freezeasguard.models.protected import Protected, load_tensors, write_for
 from freezeasguard.protections.freezeasguard import load_finetuned
 from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import PLAIN, Compute
@@ -194,6 +195,36 @@ def test_users_who_have_finished_wait_for_the_others_of_their_cell(world: World)
     assert {user: record["resumed_at_step"] for user, record in killed.items()} == {"illegal": 0, "legal": 2}
     assert [record["steps"] for record in (*whole.values(), *killed.values())] == [7, 7, 7, 5]
     assert all(record["peak_bytes"] > 0 and record["median_step_s"] > 0 for record in killed.values())
+
+
+def test_the_loss_at_the_end_is_told_by_quarter_and_on_unseen_images(world: World) -> None:
+    write_for(toy_tensors(), world.folder / "p", world.protected)
+    data, unseen = random_latents(6, seed=0), random_latents(4, seed=1)
+    how = {"seed": 3, "device": "cpu", "checkpoint_name": "cell"}
+    arguments = ("illegal", Path(), world.folder / "p", data, SETTINGS, world.folder)
+    adapt.adapt_and_save(*arguments, **how, held_out=unseen)
+    told = json.loads((world.folder / "illegal.json").read_text())
+    unet, schedule = adapt.load_unet(Path()), adapt.NoiseSchedule.of(adapt.load_scheduler(Path()))
+    load_tensors(unet, load_file(world.folder / "illegal.safetensors"))
+    losses = fixed_noise_losses(unet, schedule, data, torch.Generator().manual_seed(4))
+    assert told["fixed_noise_loss"] == pytest.approx(float(losses.mean()))
+    assert told["fixed_noise_quarters"] == pytest.approx([float(losses[i : i + 32].mean()) for i in range(0, 128, 32)])
+    expected = fixed_noise_loss(unet, schedule, unseen, torch.Generator().manual_seed(4))
+    assert told["held_out_loss"] == pytest.approx(expected) and expected != pytest.approx(told["fixed_noise_loss"])
+    adapt.adapt_and_save(*arguments, **how)
+    assert json.loads((world.folder / "illegal.json").read_text())["held_out_loss"] is None
+
+
+def test_a_sides_losses_are_the_means_of_its_classes() -> None:
+    def record(loss: float, unseen: float | None) -> dict[str, Any]:
+        quarters = [loss, 2 * loss, 3 * loss, 4 * loss]
+        told = {"losses": [loss], "fixed_noise_loss": loss, "fixed_noise_quarters": quarters, "held_out_loss": unseen}
+        return {**told, "n_changed": 1, "n_images": 2}
+
+    both = {"illegal/ann": record(1.0, 5.0), "illegal/bo": record(3.0, 7.0), "legal/cy": record(1.0, None)}
+    found = adapt.by_side(both)
+    assert found["illegal"]["fixed_noise_quarters"] == [2.0, 4.0, 6.0, 8.0]
+    assert (found["illegal"]["held_out_loss"], found["legal"]["held_out_loss"]) == (6.0, None)
 
 
 def test_no_two_users_draw_the_same_and_every_arm_draws_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,10 @@ from diffusers import UNet2DConditionModel
 
 from conftest import TEXT, random_latents, sd_schedule, small_unet
 from freezeasguard.masks.bilevel import MaskLearner
+from freezeasguard.models.attention import attention_projections
 from freezeasguard.models.diffusion import named_tensors
 from freezeasguard.protections.heuristics import KINDS, is_of_kind
-from freezeasguard.protections.imma import defended_names, immunise
+from freezeasguard.protections.imma import immunise
 from freezeasguard.protections.uce import Edit, cross_attention_projections, edited_projection
 from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.methods import IMMA, UCE
@@ -66,14 +67,14 @@ def test_a_mask_is_learned_on_v_prediction(v21: UNet2DConditionModel) -> None:
 
 
 def test_imma_defends_the_projections_on_v_prediction(v21: UNet2DConditionModel) -> None:
-    assert len(defended_names(v21, "all")) == 160 and len(defended_names(v21, "cross")) == 80
+    assert len(attention_projections(v21, "all")) == 160 and len(attention_projections(v21, "cross")) == 80
     before = weights_of(v21)
     config = IMMA(steps=1, batch_size=1, inner_lr=1e-3, outer_lr=1e-3).model_copy(update={"inner_lr": 0.0})
     draw, compute = torch.Generator().manual_seed(0), Compute(gradient_checkpointing=True)
     schedule = sd_schedule("v_prediction")
     edited, _ = immunise(v21, schedule, random_latents(2, seed=3), config, generator=draw, compute=compute)
     moved_names = {name for name, tensor in named_tensors(v21).items() if not torch.equal(tensor, before[name])}
-    assert moved_names == set(edited) == set(defended_names(v21, "all"))
+    assert moved_names == set(edited) == set(attention_projections(v21, "all"))
 
 
 def test_uce_edits_the_32_projections_whatever_the_width_of_the_text(v21: UNet2DConditionModel) -> None:

@@ -100,12 +100,12 @@ def finite_loss(loss: float, who: str, when: str, remedy: str) -> float:
 
 
 @torch.no_grad()
-def fixed_noise_loss(
+def fixed_noise_losses(
     unet: torch.nn.Module, schedule: NoiseSchedule, data: LatentSet, generator: torch.Generator, n: int = 128
-) -> float:
-    """The mean denoising loss at `n` draws of image, timestep and noise that depend on the generator alone.
+) -> Tensor:
+    """The denoising loss [n] at draws of image, timestep and noise that depend on the generator alone.
 
-    Timesteps are stratified, one a stratum, so that two models differ by themselves and not by their draw.
+    Timesteps are stratified, one a stratum and rising, so that two models differ by themselves and not by their draw.
     """
     device = next(unet.parameters()).device
     latents, text = data.sample(n, generator, flip=False)
@@ -113,4 +113,11 @@ def fixed_noise_loss(
     timesteps = ((torch.arange(n) + torch.rand(n, generator=generator)) / n * schedule.n_timesteps).long()
     parts = [x.to(device).split(32) for x in (latents, text, timesteps, noise)]
     losses = [denoising_loss(unet, schedule, *batch) for batch in zip(*parts, strict=True)]
-    return float(torch.cat(losses).mean())
+    return torch.cat(losses)
+
+
+def fixed_noise_loss(
+    unet: torch.nn.Module, schedule: NoiseSchedule, data: LatentSet, generator: torch.Generator, n: int = 128
+) -> float:
+    """The mean of `fixed_noise_losses`."""
+    return float(fixed_noise_losses(unet, schedule, data, generator, n).mean())

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.attention import PROJECTIONS
 from freezeasguard.models.granularity import n_frozen
 from freezeasguard.models.protected import Protected, mask_sizes, tensor_shapes
 from freezeasguard.protections.protect import Inputs
 
 KINDS: Mapping[str, frozenset[str]] = {
-    "attention": frozenset({"to_q", "to_k", "to_v", "to_out"}),
+    "attention": PROJECTIONS,
     # proj_in and proj_out of a transformer are left out: 1x1 convolutions in SD v1.x, linear in v2.1.
     "convolutions": frozenset({"conv_in", "conv_out", "conv1", "conv2", "conv_shortcut", "conv"}),
     "time_embedding": frozenset({"time_embedding", "time_emb_proj"}),

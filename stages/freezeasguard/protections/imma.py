@@ -18,10 +18,10 @@ from tqdm.auto import tqdm
 
 from freezeasguard.checkpoints import Checkpoint, between_steps
 from freezeasguard.costs import Meter
-from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.models.attention import attention_projections
 from freezeasguard.models.batches import accumulated_loss, draw_batch, finite_loss
 from freezeasguard.models.computing import configure, prepare
-from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, named_tensors
+from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet
 from freezeasguard.models.freezing import freeze
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected import Protected, load_tensors
@@ -31,9 +31,6 @@ from freezeasguard.settings.compute import PLAIN, Compute
 from freezeasguard.settings.methods import IMMA
 from freezeasguard.users.training import optimizer_step
 
-ATTENTIONS = {"all": ("attn1", "attn2"), "cross": ("attn2",)}
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")
-
 
 @dataclass
 class IMMAHistory:
@@ -41,19 +38,6 @@ class IMMAHistory:
 
     inner: list[float] = field(default_factory=list)
     outer: list[float] = field(default_factory=list)
-
-
-def defended_names(unet: torch.nn.Module, attn_scope: str) -> tuple[str, ...]:
-    """The attention projections in scope, by sorted name."""
-    names = tuple(
-        name
-        for name in sorted(named_tensors(unet))
-        if any(part in ATTENTIONS[attn_scope] for part in name.split("."))
-        and any(part in PROJECTIONS for part in name.split("."))
-    )
-    if not names:
-        raise FreezeAsGuardError("the UNet has no attention projections (attn1, attn2): IMMA defends those")
-    return names
 
 
 def immunise(
@@ -75,7 +59,7 @@ def immunise(
     from its last checkpoint and ends bit for bit as if it had not been.
     """
     everything = freeze(unet, ())
-    defended = defended_names(unet, config.attn_scope)
+    defended = attention_projections(unet, config.attn_scope)
     others = [name for name in everything if name not in set(defended)]
     attacker, defender = list(everything.values()), [everything[name] for name in defended]
     inner, outer = (

@@ -172,18 +172,19 @@ def sample_grid(
         picked.append(dealt.sort_values(["class", "turn"], kind="stable"))
     chosen = pd.concat(picked)
     drawn = read_png(images / arms[0].name / str(chosen.iloc[0]["file"]), remedy).width
-    tile, left, top, gap = min(max(drawn, TILE_PX[0]), TILE_PX[1]), 165, 44, 10
+    font = ImageFont.load_default(size=14)
+    names = ["training image", *(labels or [arm.label(params.rho) for arm in arms])]
+    left = 12 + round(max(font.getlength(name) for name in names))
+    tile, top, gap = min(max(drawn, TILE_PX[0]), TILE_PX[1]), 44, 10
     n_left = len(picked[0])
     width = left + len(chosen) * tile + gap
     sheet = Image.new("RGB", (width, top + (len(arms) + 1) * tile), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=14)
 
     def x_of(column: int) -> int:
         return left + column * tile + (gap if column >= n_left else 0)
 
-    names = labels or [arm.label(params.rho) for arm in arms]
-    for row, label in enumerate(["training image", *names]):
+    for row, label in enumerate(names):
         draw.text((6, top + row * tile + tile // 2 - 8), label, fill="black", font=font)
     for column, side in zip((0, n_left), sides, strict=False):
         draw.text((x_of(column), 4), f"{side} classes", fill=SIDE_COLORS[side], font=font)

@@ -10,6 +10,7 @@ from pathlib import Path
 from freezeasguard.arms import Arm
 from freezeasguard.reading import read_json
 from freezeasguard.reports.claims import write_claims
+from freezeasguard.reports.kept import write_kept
 from freezeasguard.reports.masks import write_mask_report
 from freezeasguard.reports.measures import CaseScores, fall_of_quality, percent, read_scores, score_entry
 from freezeasguard.reports.paired import Images, no_signal
@@ -233,5 +234,6 @@ def write_tables(params: Params, reports: Path, data: Path) -> list[Path]:
             write_table(path.with_name(f"{path.name}-differences"), f"{title}: differences", header, rows, notes)
         )
     written += [*write_paper_tables(params, reports, data), write_claims(params, reports, data)]
+    written.append(write_kept(params, reports))
     write_summary(params, reports, data)
     return [*written, *write_mask_report(params, data, reports)]

@@ -14,6 +14,7 @@ from freezeasguard.scores.extractors import Extractors
 from freezeasguard.scores.registry import SCORES
 from freezeasguard.scores.scoring import (
     REFERENCE_FILE,
+    FinalLosses,
     Reference,
     compare_arms,
     kept_losses,
@@ -50,7 +51,7 @@ def score_case(
     real = Reference.from_tensors(
         read_tensors(reference / REFERENCE_FILE, f"run `dvc repro -f reference@{images.name}`")
     )
-    kept = kept_losses({arm: read_fixed_noise_losses(adapted / arm) for arm in settings.arms})
+    kept = kept_losses({arm: read_final_losses(adapted / arm) for arm in settings.arms})
     scored, columns = {}, ("file", "side", "class", "part", "caption")
     with folder_atomically(out) as tables, folder_atomically(reports) as metrics:
         for arm in tqdm(settings.arms, desc=f"scoring {images.name}"):
@@ -65,7 +66,8 @@ def score_case(
         write_json(metrics / "differences.json", differences)
 
 
-def read_fixed_noise_losses(adapted: Path) -> dict[str, float]:
-    """side -> the user's loss on the adaptation images, at fixed noise."""
-    key, remedy = "fixed_noise_loss", "run `dvc repro adapt`"
-    return {side: read_json(adapted / f"{side}.json", remedy, keys=(key,))[key] for side in SIDES}
+def read_final_losses(adapted: Path) -> dict[str, FinalLosses]:
+    """side -> the user's losses at the end, at fixed noise."""
+    keys, remedy = ("fixed_noise_loss", "fixed_noise_quarters", "held_out_loss"), "run `dvc repro adapt`"
+    found = {side: read_json(adapted / f"{side}.json", remedy, keys=keys) for side in SIDES}
+    return {side: FinalLosses(*(record[key] for key in keys)) for side, record in found.items()}

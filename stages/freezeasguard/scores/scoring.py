@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -187,20 +187,35 @@ def score_arm(
     return scores
 
 
-def kept_losses(losses: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, dict[str, float | None]]]:
-    """arm -> side -> the user's loss at fixed noise, and the share of full fine-tuning's fall that is kept.
+class FinalLosses(NamedTuple):
+    """A user's denoising losses at the end, at fixed noise."""
+
+    mean: float
+    """On the adaptation images."""
+    quarters: list[float]
+    """The same by quarter of the timesteps, from the least noisy."""
+    held_out: float | None
+    """On images that it did not train on."""
+
+
+def kept_losses(losses: Mapping[str, Mapping[str, FinalLosses]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """arm -> side -> the user's loss at fixed noise, and the shares of full fine-tuning's fall that are kept.
 
     Args:
-        losses: arm -> side -> loss on the adaptation images, of the pretrained and the full arm too.
+        losses: arm -> side -> losses, of the pretrained and the full arm too.
     """
-    ends = losses["pretrained"], losses["full"]
-    return {
-        arm: {
-            side: {"fixed_noise": loss, "kept": kept_share(ends[0][side], ends[1][side], loss)}
-            for side, loss in sides.items()
+
+    def kept(arm: str, side: str) -> dict[str, Any]:
+        ends = [losses[name][side] for name in ("pretrained", "full", arm)]
+        unseen = [end.held_out for end in ends if end.held_out is not None]
+        return {
+            "fixed_noise": ends[-1].mean,
+            "kept": kept_share(*(end.mean for end in ends)),
+            "kept_quarters": [kept_share(*of) for of in zip(*(end.quarters for end in ends), strict=True)],
+            "kept_held_out": kept_share(*unseen) if len(unseen) == len(ends) else None,
         }
-        for arm, sides in losses.items()
-    }
+
+    return {arm: {side: kept(arm, side) for side in sides} for arm, sides in losses.items()}
 
 
 # --- comparisons ---------------------------------------------------------------------------------------

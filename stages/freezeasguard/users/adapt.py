@@ -6,6 +6,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from freezeasguard.checkpoints import CHECKPOINTS, Checkpoint, Pieces, digest
 from freezeasguard.costs import Meter
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import folder_atomically, link_or_copy, write_atomically, write_json
-from freezeasguard.models.batches import finite_loss, fixed_noise_loss
+from freezeasguard.models.batches import finite_loss, fixed_noise_loss, fixed_noise_losses
 from freezeasguard.models.computing import configure
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash, stored_tensors
 from freezeasguard.models.granularity import mask_digest
@@ -43,6 +44,7 @@ def run_identity(
     schedule: NoiseSchedule,
     protected: Protected,
     data: LatentSet,
+    held_out: LatentSet | None = None,
     device: str,
     compute: Compute = PLAIN,
     code: str = "",
@@ -61,7 +63,7 @@ def run_identity(
         "schedule": [schedule.prediction_type, digest(schedule.alphas_cumprod)],
         "edited": model_hash(protected.edited),
         "mask": mask_digest(protected.frozen, protected.frozen_units, protected.granularity),
-        "data": [digest(data.latents), digest(data.text)],
+        "data": [digest(tensor) for part in (data, held_out) if part for tensor in (part.latents, part.text)],
         "device": device.partition(":")[0],
         "torch": str(torch.__version__),  # a plain string: a checkpoint holds no other classes, or is not read back
     }
@@ -78,6 +80,7 @@ def adapt_and_save(
     seed: int,
     device: str,
     checkpoint_name: str,
+    held_out: LatentSet | None = None,
     compute: Compute = PLAIN,
     code: str = "",
     wait: bool = False,
@@ -85,6 +88,7 @@ def adapt_and_save(
     """Fine-tune the model as protected and write `name`.safetensors (changed tensors) and `name`.json.
 
     Args:
+        held_out: images that it is not trained on; the loss on them is told too.
         wait: `out` is where users who have finished wait for the others of their cell: one who did the very same run
             is left alone, and what the run cost is written beside it.
     """
@@ -100,6 +104,7 @@ def adapt_and_save(
         schedule=schedule,
         protected=protected,
         data=data,
+        held_out=held_out,
         device=device,
         compute=compute,
         code=code,
@@ -115,19 +120,17 @@ def adapt_and_save(
     losses = attack(unet, protected, schedule, data, settings, device, generator=generator, **how)
     costs = meter.record()
     # Seeded apart from training, and alike for every arm.
-    fixed = finite_loss(
-        fixed_noise_loss(unet, schedule, data, torch.Generator().manual_seed(seed + 1)),
-        description,
-        "the end",
-        "lower its lr (adapt.lr or relearn.lr)",
-    )
+    at_end = fixed_noise_losses(unet, schedule, data, torch.Generator().manual_seed(seed + 1))
+    fixed = finite_loss(float(at_end.mean()), description, "the end", "lower its lr (adapt.lr or relearn.lr)")
+    unseen = held_out and fixed_noise_loss(unet, schedule, held_out, torch.Generator().manual_seed(seed + 1))
     # Changes are told from the weights as published: an edited tensor counts as changed.
     changed = changed_tensors(unet.to("cpu"), published)
     stored = getattr(torch, getattr(settings, "store", "float32"))
     with write_atomically(out / f"{name}.safetensors") as temporary:
         save_file({key: tensor.to(stored) for key, tensor in changed.items()}, temporary)
-    record = {"losses": losses, "fixed_noise_loss": fixed, "n_changed": len(changed), "n_images": len(data)}
-    write_json(out / f"{name}.json", record)
+    quarters = [float(part.mean()) for part in at_end.chunk(4)]  # of the timesteps, from the least noisy
+    record = {"losses": losses, "fixed_noise_loss": fixed, "fixed_noise_quarters": quarters, "held_out_loss": unseen}
+    write_json(out / f"{name}.json", {**record, "n_changed": len(changed), "n_images": len(data)})
     if pieces:
         write_json(out / COSTS, costs)
     checkpoint.clear()
@@ -147,12 +150,16 @@ def adapt_cell(
     """The illegal and the legal user of a cell, or those of every class, each on its own adaptation half."""
     config, half = settings.finetuning, ["adaptation"]
     sets: dict[str, LatentSet] = {}
+    held_out: dict[str, LatentSet] = {}
     for side in SIDES:
+        unseen = data.rows(side, ["held_out"])
         for name in data.classes(side, half) if config.per_class else [None]:
             user = user_name(side, name)
             if user in sets:
                 raise FreezeAsGuardError(f"two classes of the {side} side would be one user, {user}; rename one")
             sets[user] = data.select(side, half, name)
+            if len(unseen if name is None else unseen[unseen["class"] == name]):
+                held_out[user] = data.select(side, ["held_out"], name)
     train_users(
         config,
         (settings.seed, "adapt"),
@@ -166,6 +173,7 @@ def adapt_cell(
         costs,
         settings.compute,
         settings.code,
+        held_out,
     )
 
 
@@ -182,6 +190,7 @@ def train_users(
     costs: Path | None = None,
     compute: Compute = PLAIN,
     code: str = "",
+    held_out: Mapping[str, LatentSet] = MappingProxyType({}),
 ) -> None:
     """One user a set, side by side on a CPU; each leaves `out`/NAME.safetensors and .json.
 
@@ -193,9 +202,9 @@ def train_users(
 
     def task(name: str) -> Callable[[], None]:
         how = {"device": device, "compute": compute, "code": code, "wait": True}
-        own = {"seed": seed_of(*seed, name), "checkpoint_name": waiting[name].name, **how}
+        own = {"seed": seed_of(*seed, name), "checkpoint_name": waiting[name].name, "held_out": held_out.get(name)}
         user = name.rpartition("/")[2]
-        return lambda: adapt_and_save(user, model, protected, sets[name], settings, waiting[name], **own)
+        return lambda: adapt_and_save(user, model, protected, sets[name], settings, waiting[name], **own, **how)
 
     run_side_by_side({name: task(name) for name in sets}, workers, device)
     with folder_atomically(out) as temporary:
@@ -228,6 +237,10 @@ def by_side(records: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         users = list(side["classes"].values())
         side["losses"] = [statistics.fmean(step) for step in zip(*(user["losses"] for user in users), strict=True)]
         side["fixed_noise_loss"] = statistics.fmean(user["fixed_noise_loss"] for user in users)
+        quarters = zip(*(user["fixed_noise_quarters"] for user in users), strict=True)
+        side["fixed_noise_quarters"] = [statistics.fmean(quarter) for quarter in quarters]
+        unseen = [user["held_out_loss"] for user in users]
+        side["held_out_loss"] = None if None in unseen else statistics.fmean(unseen)
         side["n_changed"] = max(user["n_changed"] for user in users)
         side["n_images"] = sum(user["n_images"] for user in users)
     return found
