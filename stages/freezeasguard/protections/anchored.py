@@ -184,9 +184,7 @@ class AnchorLearner:
         return Batch._make(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def anchor_step(self) -> None:
-        """Upper level: AdamW on the anchors, at a rate that falls to 0: its noise is drift."""
-        (group,) = self.optimizer.param_groups
-        group["lr"] = self.config.outer_lr * (1 - len(self.history.legal) / self.config.rounds)
+        """Upper level: AdamW on the anchors."""
         for name, value in self.gradient().items():
             getattr(self.history, name).append(value)
         anchors = [self.parameters[name] for name in self.anchors]
