@@ -151,6 +151,14 @@ def test_each_level_moves_its_own_tensors() -> None:
     assert all(torch.equal(learner.users["legal"].tensors[name], tensor) for name, tensor in now.items())
 
 
+def test_the_anchors_rate_falls_to_zero_over_the_second_half() -> None:
+    learner, rates = learner_of(CONFIG.model_copy(update={"rounds": 5})), []
+    learner.optimizer.register_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    for _ in range(5):
+        learner.round()
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-2, 0.8e-2, 0.4e-2])
+
+
 def test_a_simulated_user_trains_as_the_loop_trains() -> None:
     """The first round's users are those of `finetune` with the anchors frozen, on the same draws."""
     learner = learner_of()

@@ -184,7 +184,10 @@ class AnchorLearner:
         return Batch._make(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def anchor_step(self) -> None:
-        """Upper level: AdamW on the anchors."""
+        """Upper level: AdamW on the anchors; its rate falls to 0 over the second half, as its last noise is drift."""
+        (group,) = self.optimizer.param_groups
+        left = 1 - len(self.history.legal) / self.config.rounds
+        group["lr"] = self.config.outer_lr * min(1.0, 2 * left)
         for name, value in self.gradient().items():
             getattr(self.history, name).append(value)
         anchors = [self.parameters[name] for name in self.anchors]
