@@ -166,6 +166,12 @@ def test_tiles_are_of_a_readable_size_at_any_resolution(tmp_path: Path, size: in
     path = sample_grid(params, "portraits", images, raw, tmp_path / "g.png", arms=params.arms("portraits")[:2])
     with Image.open(path) as sheet:
         assert sheet.size == (LEFT + 2 * N_IMAGES * tile + GAP, TOP + 3 * tile)
+    labels = ["short", "an arm whose label is longer than the room that most need"]
+    how = {"arms": params.arms("portraits")[:2], "labels": labels}
+    with Image.open(sample_grid(params, "portraits", images, raw, tmp_path / "h.png", **how)) as sheet:
+        left = sheet.width - 2 * N_IMAGES * tile - GAP
+        beside = np.asarray(sheet.crop((left - 5, TOP, left, TOP + 3 * tile)))
+        assert left > LEFT and (beside == 255).all()  # the label ends before the tiles
 
 
 @pytest.mark.parametrize("blurred", [False, True, ["a"]])

@@ -174,7 +174,7 @@ def sample_grid(
     drawn = read_png(images / arms[0].name / str(chosen.iloc[0]["file"]), remedy).width
     font = ImageFont.load_default(size=14)
     names = ["training image", *(labels or [arm.label(params.rho) for arm in arms])]
-    left = 12 + round(max(font.getlength(name) for name in names))
+    left = max(165, 12 + round(max(font.getlength(name) for name in names)))
     tile, top, gap = min(max(drawn, TILE_PX[0]), TILE_PX[1]), 44, 10
     n_left = len(picked[0])
     width = left + len(chosen) * tile + gap

@@ -160,8 +160,8 @@ def drift_lines(params: Params, case_name: str, data: Path) -> list[str]:
             continue
         before, after = (told["neutral_losses"][name] for name in ("pretrained", "anchored"))
         lines.append(
-            f"{arm.label(params.rho)}, as published: the loss on the pretrained model's own images of neutral prompts "
-            f"changes by {100 * (after / before - 1):+.1f}%."
+            f"{arm.label(params.rho)}, as published: the loss on the pretrained model's own images of neutral prompts, "
+            f"from which nothing was learned, changes by {100 * (after / before - 1):+.1f}%."
         )
     return lines
 
