@@ -72,7 +72,8 @@ def write_cells(params: Params, root: Path) -> None:
                 for k, name in enumerate(names)
             }  # fmt: skip
             kept = 0.0 if arm.before else round(1 - 0.1 * a - 0.03 * s, 4)
-            loss = {"fixed_noise": 0.1 + 0.01 * a, "kept": kept, "kept_held_out": kept, "kept_quarters": [kept] * 4}
+            loss = {"fixed_noise": 0.1 + 0.01 * a, "kept": kept, "kept_held_out": kept}
+            loss |= {f"kept_quarter_{i}": kept for i in range(1, 5)}
             scores[side] = {"loss": loss, "all": parts, "held_out": parts}
             losses = [] if arm.before else [1.0 / (1 + step) + 0.1 * s for step in range(4)]
             adapted = {"losses": losses, "fixed_noise_loss": 0.1 + 0.01 * a}

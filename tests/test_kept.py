@@ -12,7 +12,8 @@ from reported import smoke, write_cells
 def test_a_row_a_trained_arm_and_side_in_the_order_of_the_header(tmp_path: Path) -> None:
     params = smoke(["pretrained", "uce-before", "full", "uce", "freezeasguard"])
     write_cells(params, tmp_path)
-    loss = {"kept": 0.5, "kept_held_out": 0.25, "kept_quarters": [0.1, None, 0.3, -0.4]}
+    quarters = {f"kept_quarter_{i}": kept for i, kept in enumerate((0.1, None, 0.3, -0.4), 1)}
+    loss = {"kept": 0.5, "kept_held_out": 0.25, **quarters}
     path = tmp_path / "reports/scores/portraits/freezeasguard.json"
     write_json(path, {"illegal": {"loss": loss}, "legal": {"loss": {**loss, "kept_held_out": None}}})
     rows = kept_rows(params, tmp_path / "reports")

@@ -56,7 +56,7 @@ def write_golden_scores(params: Params, reports: Path) -> None:
                     "fixed_noise": 0.1,
                     "kept": 1 - 0.1 * number,
                     "kept_held_out": 0.9 - 0.1 * number,
-                    "kept_quarters": [None, 0.7, 0.8 - 0.1 * number, 1.0],
+                    **{f"kept_quarter_{i}": kept for i, kept in enumerate((None, 0.7, 0.8 - 0.1 * number, 1.0), 1)},
                 },
                 "all": {
                     "recogniser": score,

@@ -11,6 +11,7 @@ from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
 HEADER = ["Case", "Arm", "Side", "Kept", "held-out images", "t < 250", "t < 500", "t < 750", "t < 1000"]
+QUARTERS = tuple(f"_quarter_{i}" for i in range(1, 5))
 
 
 def _text(share: float | None) -> str:
@@ -25,7 +26,7 @@ def kept_rows(params: Params, reports: Path) -> list[list[str]]:
             scores = read_scores(reports, case, arm.name)
             for side in SIDES:
                 loss = scores[side]["loss"]
-                shares = [loss["kept"], loss["kept_held_out"], *loss["kept_quarters"]]
+                shares = [loss[f"kept{part}"] for part in ("", "_held_out", *QUARTERS)]
                 rows.append([case, arm.label(params.rho), side, *map(_text, shares)])
     return rows
 

@@ -208,11 +208,12 @@ def kept_losses(losses: Mapping[str, Mapping[str, FinalLosses]]) -> dict[str, di
     def kept(arm: str, side: str) -> dict[str, Any]:
         ends = [losses[name][side] for name in ("pretrained", "full", arm)]
         unseen = [end.held_out for end in ends if end.held_out is not None]
+        quarters = zip(*(end.quarters for end in ends), strict=True)
         return {
             "fixed_noise": ends[-1].mean,
             "kept": kept_share(*(end.mean for end in ends)),
-            "kept_quarters": [kept_share(*of) for of in zip(*(end.quarters for end in ends), strict=True)],
             "kept_held_out": kept_share(*unseen) if len(unseen) == len(ends) else None,
+            **{f"kept_quarter_{i}": kept_share(*of) for i, of in enumerate(quarters, 1)},
         }
 
     return {arm: {side: kept(arm, side) for side in sides} for arm, sides in losses.items()}
