@@ -65,7 +65,8 @@ CHANGE = "\n\nCHANGED = 1\n"
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("protections/imma.py", IMMAS | ANCHORS),  # which projections there are
+        ("protections/imma.py", IMMAS),
+        ("models/attention.py", IMMAS | ANCHORS),  # which projections there are
         ("masks/bilevel.py", MASKS),
         ("users/training.py", USERS | RELEARN | IMMAS | ANCHORS),
         ("masks/memory.py", set()),  # counts, before anything runs
