@@ -26,6 +26,7 @@ import torch
 from freezeasguard.masks.bilevel import MaskLearner
 from freezeasguard.models.diffusion import (
     NoiseSchedule,
+    decode_latents,
     encode_text,
     load_scheduler,
     load_text,
@@ -140,18 +141,15 @@ def test_adaptation_against_diffusers_trainer(table: list[Row]) -> None:
     table.append(told("user's steps, rho 0", "diffusers' trainer", in_turns(user(0), diffusers_trainer()), "<= 0.75"))
 
 
-CYCLE = dict(user_steps=4, user_lr=1e-5, mask_lr=10.0, temperature=0.2, sparsity_weight=5e3)
+CYCLE = Mask.model_validate({"preset": "official", "precision": "float32", "mask_steps": 1, "batch_size": 2 * BATCH})
 
 
 def our_cycle() -> Callable[[], Any]:
     """One mask step and four user steps of the authors' reading, in float32."""
-    config = Mask.model_validate(
-        {"preset": "official", "precision": "float32", "mask_steps": 1, "batch_size": 2 * BATCH}
-    )
     unet = load_unet(MODEL)
     finetuned = {name: p.detach() + 1e-3 for name, p in named_tensors(unet).items()}
     data = {side: latents(seed=i) for i, side in enumerate(SIDES)}
-    learner = MaskLearner(unet, schedule(), data, {SIDES: finetuned}, config, 0.3, torch.Generator().manual_seed(0))
+    learner = MaskLearner(unet, schedule(), data, {SIDES: finetuned}, CYCLE, 0.3, torch.Generator().manual_seed(0))
     return learner._round
 
 
@@ -171,10 +169,10 @@ def published_cycle() -> Callable[[], Any]:
         return list(error.flatten(1).mean(1).split(BATCH))
 
     def mask() -> dict[str, torch.Tensor]:
-        return {name: torch.sigmoid(w / CYCLE["temperature"]) for name, w in logits.items()}
+        return {name: torch.sigmoid(w / CYCLE.temperature) for name, w in logits.items()}
 
     def cycle() -> None:
-        for step in range(1 + int(CYCLE["user_steps"])):
+        for step in range(1 + CYCLE.user_steps):
             unet.zero_grad()
             illegal, legal = (loss.mean() for loss in losses())
             (legal / 2 - illegal / 2 if step == 0 else legal / 2 + illegal / 2).backward()
@@ -183,14 +181,14 @@ def published_cycle() -> Callable[[], Any]:
             with torch.no_grad():
                 for name, p in weights.items():
                     if step:
-                        move = CYCLE["user_lr"] * p.grad * (1 - m[name])
+                        move = CYCLE.user_lr * p.grad * (1 - m[name])
                         delta[name] += move
                         p.data -= move * (1 - m[name])
                         continue
-                    slope = m[name] * (1 - m[name]) / CYCLE["temperature"]
-                    task = CYCLE["mask_lr"] * (p.grad * delta[name]).sum() * slope
-                    logits[name] = logits[name] - task - CYCLE["sparsity_weight"] * 2 * share * slope / len(m)
-                    p.data += (torch.sigmoid(logits[name] / CYCLE["temperature"]) - m[name]) * delta[name]
+                    slope = m[name] * (1 - m[name]) / CYCLE.temperature
+                    task = CYCLE.mask_lr * (p.grad * delta[name]).sum() * slope
+                    logits[name] = logits[name] - task - CYCLE.sparsity_weight * 2 * share * slope / len(m)
+                    p.data += (torch.sigmoid(logits[name] / CYCLE.temperature) - m[name]) * delta[name]
 
     return cycle
 
@@ -234,8 +232,6 @@ def test_generation_against_the_pipeline_prompt_by_prompt(table: list[Row]) -> N
     tokenizer, encoder = load_text(MODEL)
 
     def ours() -> None:
-        from freezeasguard.models.diffusion import decode_latents
-
         words = encode_text(encoder, tokenize(tokenizer, [*PROMPTS, ""])[0])
         noise = starting_noise(PROMPTS, list(range(len(PROMPTS))), (8, 16, 16), 0)
         decode_latents(vae, sample(unet, scheduler, noise, words[:-1], words[-1], steps=5, guidance_scale=3.0))

@@ -21,7 +21,7 @@ import numpy as np
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.reports.collect import Row, read_cells
-from freezeasguard.reports.rendering import render_markdown, write_table
+from freezeasguard.reports.rendering import write_table
 from freezeasguard.reports.study import Kept, Kind, kept_by_seed, share_text, student_interval
 from freezeasguard.scores.comparisons import holm
 from freezeasguard.sides import SIDES
@@ -114,9 +114,9 @@ def _interval(values: Sequence[float]) -> str:
 
 def _corrected(findings: Sequence[Finding]) -> list[float]:
     """Holm's p of each; nan where there is none."""
-    known = [i for i, one in enumerate(findings) if not math.isnan(one.p)]
-    by_index = dict(zip(known, holm([findings[i].p for i in known]), strict=True))
-    return [by_index.get(i, math.nan) for i in range(len(findings))]
+    raw = [one.p for one in findings]
+    corrected = iter(holm([p for p in raw if not math.isnan(p)]))
+    return [p if math.isnan(p) else next(corrected) for p in raw]
 
 
 def finding_rows(findings: Sequence[Finding]) -> list[list[str]]:
@@ -158,10 +158,12 @@ def write_findings(cells: Path, readme: Path | None = None) -> Path:
     findings = findings_of(read_cells(cells.read_text(), str(cells)))
     if not findings:
         raise FreezeAsGuardError(f"{cells} holds no protection beside full fine-tuning; run the profile study")
-    rows, notes = finding_rows(findings), finding_notes(findings)
+    path, title = cells.parent / "tables" / "findings", "What the study found"
+    written = write_table(path, title, HEADER, finding_rows(findings), finding_notes(findings))
     if readme:
-        write_block(readme, render_markdown("", HEADER, rows, notes).removeprefix("# \n\n"))
-    return write_table(cells.parent / "tables" / "findings", "What the study found", HEADER, rows, notes)
+        _, _, below_the_title = written.read_text().partition("\n\n")
+        write_block(readme, below_the_title)
+    return written
 
 
 def write_block(readme: Path, text: str) -> None:
