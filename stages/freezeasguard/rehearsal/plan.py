@@ -69,7 +69,7 @@ def rehearsed(values: dict[str, Any], hub: Path, size_px: int | None, few: bool,
         _keep_few(values, params)
     params = Params.model_validate(values)
     # Every table names it: of random weights, a figure or a verdict says nothing about the profile's own.
-    values["profile"] = f"rehearsal-of-{params.profile}"[:60]
+    values["profile"] = f"rehearsal-of-{params.profile}"[:60]  # a Name's most
     plan = Plan(params, values)
     for name, model in params.models.items():
         plan.models[name] = f"{name} {model.repo or model.path}"
