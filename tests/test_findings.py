@@ -1,17 +1,16 @@
-"""What a study found: the endpoint's arithmetic, its test, and verdicts that follow from them."""
+"""What a study found: the endpoint's arithmetic, its test, and verdicts and answers that follow from them."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp, ttest_rel
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.reports.findings import HEADER, finding_rows, findings_of, write_block, write_findings
+from freezeasguard.reports.findings import HEADER, answers, finding_rows, findings_of, write_block, write_findings
 from freezeasguard.reports.summary import write_rows
 from test_collect import Row, row
 
@@ -33,24 +32,25 @@ BLIND = [(0.80, 0.85), (0.82, 0.80), (0.79, 0.83), (0.85, 0.86), (0.80, 0.81)]
 
 
 def verdicts(cells: list[Row]) -> dict[str, str]:
-    return {line[1]: line[-1] for line in finding_rows(findings_of(cells))}
+    return {line[1]: line[HEADER.index("Finding")] for line in finding_rows(findings_of(cells))}
 
 
 def test_a_mask_is_measured_by_its_random_twin_seed_by_seed() -> None:
     (one,) = findings_of([*seeds("freezeasguard", LEARNED), *seeds("random", BLIND)])
     own, blind = (np.array([legal - illegal for illegal, legal in kept]) for kept in (LEARNED, BLIND))
-    assert one.over("score") == pytest.approx(list(own - blind))
-    assert one.p == pytest.approx(ttest_rel(own, blind).pvalue)
+    assert list(one.over("score").values()) == pytest.approx(list(own - blind))
+    assert one.p("score") == pytest.approx(ttest_rel(own, blind).pvalue)
     (line,) = finding_rows([one])
     assert line[:6] == ["portraits", "FG-30%", "5", "0.25", "0.99", "+0.74"] and len(line) == len(HEADER)
-    assert line[-1] == "protects"
+    assert line[8] == line[-1] == "protects"
 
 
 def test_a_twin_is_of_the_same_kind_and_ratio() -> None:
     """Another granularity, or another ratio, is no twin: the gap is then measured from full fine-tuning's 0."""
     others = [*seeds("random-element", BLIND, granularity="element"), *seeds("random-70", BLIND, arm_rho=0.7)]
     (one,) = findings_of([*seeds("freezeasguard", LEARNED), *others])
-    assert one.blind is None and one.over("score") == pytest.approx([legal - illegal for illegal, legal in LEARNED])
+    assert one.blind is None
+    assert list(one.over("score").values()) == pytest.approx([legal - illegal for illegal, legal in LEARNED])
     both = findings_of([*seeds("freezeasguard-70", LEARNED, arm_rho=0.7), *others])
     assert [bool(one.blind) for one in both] == [True]
 
@@ -63,10 +63,17 @@ def test_the_verdict_follows_from_the_endpoint() -> None:
     assert verdicts(seeds("anchored", noisy)) == {"Anchored": "not shown"}
     assert verdicts(seeds("anchored", [(b, a) for a, b in LEARNED])) == {"Anchored": "spares the illegal side"}
     assert verdicts(seeds("anchored", LEARNED[:1])) == {"Anchored": "one repetition: nothing to test"}
-    silent = [*LEARNED[:4], (0.2, None)]
+    silent = [*LEARNED[:2], (0.2, None), (None, 0.9), (None, None)]
     assert verdicts(seeds("anchored", silent)) == {
-        "Anchored": "no signal: full fine-tuning hardly betters a side's score"
+        "Anchored": "no signal: full fine-tuning hardly betters it in 3 of 5 repetitions"
     }
+
+
+def test_a_repetition_without_a_signal_is_left_out() -> None:
+    (one,) = findings_of(seeds("anchored", [*LEARNED[:4], (0.2, None)]))
+    (without,) = findings_of(seeds("anchored", LEARNED[:4]))
+    assert finding_rows([one]) == finding_rows([without])
+    assert finding_rows([one])[0][2] == "4"
 
 
 def test_more_lines_ask_for_more() -> None:
@@ -74,7 +81,7 @@ def test_more_lines_ask_for_more() -> None:
     gaps = [0.02, 0.1, 0.05, 0.12, 0.02]
     weak, nothing = [(0.5, 0.5 + gap) for gap in gaps], [(0.5, 0.5 + gap - np.mean(gaps)) for gap in gaps]
     (one,) = findings_of(seeds("anchored", weak))
-    assert 0.02 < one.p < 0.05 and "parts" in verdicts(seeds("anchored", weak))["Anchored"]
+    assert 0.02 < one.p("score") < 0.05 and "parts" in verdicts(seeds("anchored", weak))["Anchored"]
     many = [*seeds("anchored", weak), *seeds("uce", nothing), *seeds("imma", nothing)]
     assert set(verdicts(many).values()) == {"not shown"}
 
@@ -92,13 +99,29 @@ def test_findings_are_files_and_the_readmes_block(tmp_path: Path) -> None:
     cells.parent.mkdir()
     write_rows(cells, seeds("anchored", LEARNED))
     readme.write_text("\n".join(["before", MARKS[0], "old", MARKS[1], "after", ""]))
-    written = write_findings(cells, readme)
-    table = [line for line in written.read_text().splitlines() if line.startswith("|")]
+    table, answer = write_findings(cells, readme)
     said = readme.read_text()
     assert "old" not in said and said.startswith(f"before\n{MARKS[0]}\n") and said.endswith(f"{MARKS[1]}\nafter\n")
-    assert len(table) == 3 and all(line in said for line in table)
+    assert answer.read_text().partition("\n\n")[2].strip() in said
+    assert sum(line.startswith("|") for line in table.read_text().splitlines()) == 3
     write_findings(cells, readme)
     assert readme.read_text() == said
+
+
+def test_answers_are_the_findings_own_figures() -> None:
+    """A case that found nothing says so beside the one that found something."""
+    cells = [
+        *seeds("freezeasguard", LEARNED), *seeds("random", BLIND),
+        *seeds("freezeasguard", BLIND, case="artworks"), *seeds("random", BLIND, case="artworks"),
+    ]  # fmt: skip
+    paper, first, second = answers(findings_of(cells)).splitlines()
+    assert paper == "- **Does the paper's mask of whole tensors beat random masks?**"
+    own, blind = (np.array([legal - illegal for illegal, legal in kept]) for kept in (LEARNED, BLIND))
+    low, high = ttest_1samp(own - blind, 0).confidence_interval()
+    over = f"{np.mean(own - blind):+.2f} [{low:+.2f}, {high:+.2f}]"
+    figures = f"(kept illegal / legal 0.25 / 0.99, over random masks' gap {over}, n = 5)"
+    assert first == f"  - portraits, FG-30%: by score *protects* {figures}; by loss *protects* {figures}."
+    assert second.startswith("  - artworks, FG-30%: by score *not shown* (kept illegal / legal 0.81 / 0.83, over")
 
 
 def test_a_readme_without_the_marks_is_left_alone(tmp_path: Path) -> None:
@@ -114,8 +137,3 @@ def test_cells_without_a_protection_are_refused(tmp_path: Path) -> None:
     write_rows(cells, seeds("full", [(1.0, 1.0)]))
     with pytest.raises(FreezeAsGuardError, match="holds no protection"):
         write_findings(cells)
-
-
-def test_no_number_is_invented_where_a_repetition_lacks_it() -> None:
-    (one,) = findings_of(seeds("anchored", [*LEARNED[:4], (0.2, None)]))
-    assert math.isnan(one.p) and "+" not in finding_rows([one])[0][6]

@@ -152,11 +152,14 @@ def collect(
 ) -> None:
     """Gather the cells of all DVC experiments into reports/study/cells.csv, average them, and say what they found."""
     from freezeasguard.reports.collect import collect_cells
+    from freezeasguard.reports.evidence import write_evidence
     from freezeasguard.reports.findings import write_findings
     from freezeasguard.reports.study import write_study_tables
 
     cells = collect_cells(Path())
-    for path in (*write_study_tables(cells), write_findings(cells, Path("README.md") if readme else None)):
+    written = write_study_tables(cells)  # first: it makes the folder anew
+    written += write_findings(cells, Path("README.md") if readme else None) + write_evidence(cells)
+    for path in written:
         print(f"\n{path}\n\n{path.read_text()}")
 
 

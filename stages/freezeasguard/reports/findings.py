@@ -1,10 +1,14 @@
 """What a study found: one line a case and protection, with a verdict that its intervals give and nobody writes.
 
 The primary endpoint, fixed before any run, is the gap (kept legal - kept illegal) by the score that speaks for a side,
-at a legal cost (1 - kept legal) of at most 5%. A mask's gap counts above that of a random mask of its kind and ratio,
+at a legal cost (1 - kept legal) of at most 5%. A mask's gap counts above that of random masks of its kind and ratio,
 seed by seed; another protection's above full fine-tuning's, which is 0. A repetition is a seed, which draws the
 classes, averaged over both role assignments: in such a balanced design Student's test over the repetitions' means is
-the mixed model's, with class pair and seed as random effects. Holm's correction runs over all lines of the study.
+the mixed model's, with class pair and seed as random effects. Holm's correction runs over all lines of a measure. The
+loss is the secondary endpoint, with a correction of its own.
+
+A repetition in which full fine-tuning has no signal says nothing of any protection, and is left out: that is decided by
+full fine-tuning and the pretrained model alone. Where less than half of them have one, there is no finding.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.reports.collect import Row, read_cells
 from freezeasguard.reports.rendering import write_table
-from freezeasguard.reports.study import Kept, Kind, kept_by_seed, share_text, student_interval
+from freezeasguard.reports.study import MEASURES, Kept, Kind, kept_by_seed, share_text, student_interval
 from freezeasguard.scores.comparisons import holm
 from freezeasguard.sides import SIDES
 
@@ -30,7 +34,8 @@ MOST_LEGAL_COST = 0.05
 LEVEL = 0.05
 HEADER = [
     "Case", "Protection", "n", "Kept, illegal", "Kept, legal", "Gap", "Gap over random or full FT [95%]", "p (Holm)",
-    "By loss: kept", "gap over random or full FT [95%]", "Finding",
+    "Finding", "n, loss", "Kept loss, illegal", "legal (loss)", "Gap over random or full FT (loss) [95%]",
+    "p (Holm, loss)", "By loss",
 ]  # fmt: skip
 BLOCK = re.compile(r"(<!-- findings: [^>]*-->\n).*?(<!-- end of the findings -->)", re.DOTALL)
 
@@ -41,51 +46,64 @@ class Finding:
 
     case: str
     kind: Kind
-    own: Sequence[Kept]
-    """A repetition each, and in the same order `blind`."""
-    blind: Sequence[Kept] | None
+    own: Mapping[str, Kept]
+    """By seed, each a repetition; the same seeds as `blind`."""
+    blind: Mapping[str, Kept] | None
 
     @property
     def label(self) -> str:
         return self.kind.arm.label(self.kind.rho)
 
+    def over(self, measure: str) -> dict[str, float]:
+        """The gap above the blind twin's, or above full fine-tuning's 0, by seed; only those that have a signal."""
+        gaps = {
+            seed: one.gap(measure) - (self.blind[seed].gap(measure) if self.blind else 0.0)
+            for seed, one in self.own.items()
+        }
+        return {seed: gap for seed, gap in gaps.items() if not math.isnan(gap)}
+
     def kept(self, measure: str, side: str) -> float:
-        return float(np.mean([one.kept[measure, side] for one in self.own]))
+        """Mean over the repetitions with a signal; nan where none has one."""
+        return mean([self.own[seed].kept[measure, side] for seed in self.over(measure)])
 
-    def over(self, measure: str) -> list[float]:
-        """The gap above the blind twin's, or above full fine-tuning's 0; a value a repetition."""
-        blind = [one.gap(measure) for one in self.blind] if self.blind else [0.0] * len(self.own)
-        return [one.gap(measure) - other for one, other in zip(self.own, blind, strict=True)]
+    def has_signal(self, measure: str) -> bool:
+        return 2 * len(self.over(measure)) >= len(self.own)
 
-    @property
-    def p(self) -> float:
-        """Student's test, two-sided, of the primary endpoint; nan where a repetition lacks it, or there is one."""
-        from scipy.stats import ttest_1samp
+    def p(self, measure: str) -> float:
+        """Student's test, two-sided; nan where there is no signal, or one repetition."""
+        return p_of(list(self.over(measure).values())) if self.has_signal(measure) else math.nan
 
-        values = self.over("score")
-        return float(ttest_1samp(values, 0).pvalue) if len(values) > 1 else math.nan
-
-    def verdict(self, corrected: float) -> str:
-        """Of the primary endpoint."""
-        gap, cost = float(np.mean(self.over("score"))), 1 - self.kept("score", "legal")
-        if math.isnan(gap):
-            return "no signal: full fine-tuning hardly betters a side's score"
+    def verdict(self, measure: str, corrected: float) -> str:
+        """Of an endpoint: primary is the score."""
+        if not self.has_signal(measure):
+            without = len(self.own) - len(self.over(measure))
+            return f"no signal: full fine-tuning hardly betters it in {without} of {len(self.own)} repetitions"
         if math.isnan(corrected):
             return "one repetition: nothing to test"
         if corrected >= LEVEL:
             return "not shown"
-        if gap < 0:
+        if mean(list(self.over(measure).values())) < 0:
             return "spares the illegal side"
+        cost = 1 - self.kept(measure, "legal")
         return "protects" if cost <= MOST_LEGAL_COST else f"parts the sides, at a legal cost of {cost:.0%}"
+
+
+def mean(values: Sequence[float]) -> float:
+    """nan of nothing."""
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def p_of(values: Sequence[float]) -> float:
+    """Student's one-sample test against 0, two-sided; nan for fewer than two values."""
+    from scipy.stats import ttest_1samp
+
+    return float(ttest_1samp(values, 0).pvalue) if len(values) > 1 else math.nan
 
 
 def findings_of(cells: Sequence[Row]) -> list[Finding]:
     """Of all cases, in the order of the cells; random masks are what others are measured by."""
-    by_case: dict[str, list[Row]] = defaultdict(list)
-    for row in cells:
-        by_case[row["case"]].append(row)
     found = []
-    for case, rows in by_case.items():
+    for case, rows in rows_by_case(cells).items():
         kinds = kept_by_seed(rows)
         for kind, ones in kinds.items():
             if kind.arm.method.startswith("random"):
@@ -93,9 +111,16 @@ def findings_of(cells: Sequence[Row]) -> list[Finding]:
             blind = _blind_twin(kind, kinds)
             seeds = [seed for seed in ones if blind is None or seed in blind]
             if seeds:
-                beside = blind and [blind[seed] for seed in seeds]
-                found.append(Finding(case, kind, [ones[seed] for seed in seeds], beside))
+                beside = blind and {seed: blind[seed] for seed in seeds}
+                found.append(Finding(case, kind, {seed: ones[seed] for seed in seeds}, beside))
     return found
+
+
+def rows_by_case(cells: Sequence[Row]) -> dict[str, list[Row]]:
+    by_case: dict[str, list[Row]] = defaultdict(list)
+    for row in cells:
+        by_case[row["case"]].append(row)
+    return by_case
 
 
 def _blind_twin(kind: Kind, kinds: Mapping[Kind, dict[str, Kept]]) -> dict[str, Kept] | None:
@@ -106,64 +131,113 @@ def _blind_twin(kind: Kind, kinds: Mapping[Kind, dict[str, Kept]]) -> dict[str, 
     return next((ones for other, ones in kinds.items() if (other.arm, other.rho) == (twin, kind.rho)), None)
 
 
-def _interval(values: Sequence[float]) -> str:
-    mean, low, high = student_interval(values)
-    reach = f" [{low:+.2f}, {high:+.2f}]" if math.isfinite(low) and not math.isnan(mean) else ""
-    return share_text(mean, "+.2f") + reach
+def interval_text(values: Sequence[float], spec: str = "+.2f") -> str:
+    if not values:
+        return "-"
+    found, low, high = student_interval(values)
+    return share_text(found, spec) + (f" [{low:{spec}}, {high:{spec}}]" if math.isfinite(low) else "")
 
 
-def _corrected(findings: Sequence[Finding]) -> list[float]:
+def p_text(p: float) -> str:
+    return "-" if math.isnan(p) else f"{p:.3f}"
+
+
+def corrected(raw: Sequence[float]) -> list[float]:
     """Holm's p of each; nan where there is none."""
-    raw = [one.p for one in findings]
-    corrected = iter(holm([p for p in raw if not math.isnan(p)]))
-    return [p if math.isnan(p) else next(corrected) for p in raw]
+    found = iter(holm([p for p in raw if not math.isnan(p)]))
+    return [p if math.isnan(p) else next(found) for p in raw]
 
 
 def finding_rows(findings: Sequence[Finding]) -> list[list[str]]:
+    ps = {measure: corrected([one.p(measure) for one in findings]) for measure in MEASURES}
     rows = []
-    for one, p in zip(findings, _corrected(findings), strict=True):
-        kept = {measure: [share_text(one.kept(measure, side)) for side in SIDES] for measure in ("score", "loss")}
-        gap = float(np.mean([own.gap("score") for own in one.own]))
-        rows.append(
-            [
-                one.case,
-                one.label,
-                str(len(one.own)),
-                *kept["score"],
-                share_text(gap, "+.2f"),
-                _interval(one.over("score")),
-                "-" if math.isnan(p) else f"{p:.3f}",
-                " / ".join(kept["loss"]),
-                _interval(one.over("loss")),
-                one.verdict(p),
-            ]  # fmt: skip
-        )
+    for index, one in enumerate(findings):
+        row = [one.case, one.label]
+        for measure in ("score", "loss"):
+            over, p = one.over(measure), ps[measure][index]
+            row += [str(len(over)), *(share_text(one.kept(measure, side)) for side in SIDES)]
+            if measure == "score":
+                row.append(share_text(mean([one.own[seed].gap(measure) for seed in over]), "+.2f"))
+            row += [interval_text(list(over.values())), p_text(p), one.verdict(measure, p)]
+        rows.append(row)
     return rows
 
 
 def finding_notes(findings: Sequence[Finding]) -> list[str]:
     alone = [f"{one.case}, {one.label}" for one in findings if one.kind.arm.kind.freezes and not one.blind]
     return [
-        "Kept: 1 is what full fine-tuning changes, 0 the pretrained model; of the score that speaks for the side. Gap: "
-        "kept legal - kept illegal.",
-        "Primary endpoint, fixed beforehand: the gap by score above a random mask's (above 0 for what is no mask), at "
+        "Kept: 1 is what full fine-tuning changes, 0 the pretrained model; of the score that speaks for the side, and "
+        "of the denoising loss. Gap: kept legal - kept illegal.",
+        "Primary endpoint, fixed beforehand: the gap by score above random masks' (above 0 for what is no mask), at "
         f"a legal cost of at most {MOST_LEGAL_COST:.0%}; p by Student's test over n seeds, each with its own classes "
-        "and averaged over both role assignments, corrected by Holm over all lines.",
+        "and averaged over both role assignments, corrected by Holm over all lines. The loss is secondary, corrected "
+        "by itself. Seeds without a signal, which full fine-tuning alone decides, are left out.",
         *([f"No random twin in the study, so against full fine-tuning: {'; '.join(alone)}."] if alone else []),
     ]
 
 
-def write_findings(cells: Path, readme: Path | None = None) -> Path:
-    """`tables/findings.md` (.csv, .tex) beside the study's other tables, and the README's block of the same table."""
+@dataclass(frozen=True)
+class Question:
+    text: str
+    method: str
+    granularity: str = "tensor"
+
+
+QUESTIONS = (
+    Question("Does the paper's mask of whole tensors beat random masks?", "freezeasguard"),
+    Question("Do masks of single weights?", "freezeasguard", "element"),
+    Question("How wide a gap could a tensor mask open, where its ratio binds?", "one_shot"),
+    Question("Do anchors - frozen tensors at learned values, ours - beat full fine-tuning?", "anchored"),
+    Question("Does IMMA?", "imma"),
+    Question("Does UCE?", "uce"),
+)
+"""What a study is run for, in the README's order."""
+
+
+def answers(findings: Sequence[Finding]) -> str:
+    """A paragraph a question, every word of it from the findings' figures; Markdown."""
+    ps = {measure: corrected([one.p(measure) for one in findings]) for measure in MEASURES}
+    lines = []
+    for question in QUESTIONS:
+        asked = [
+            index
+            for index, one in enumerate(findings)
+            if (one.kind.arm.method, one.kind.arm.granularity) == (question.method, question.granularity)
+        ]
+        if asked:
+            lines.append(f"- **{question.text}**")
+        for index in asked:
+            one, said = findings[index], []
+            for measure in ("score", "loss"):
+                verdict = one.verdict(measure, ps[measure][index])
+                said.append(f"by {measure} *{verdict}*" + (f" ({_figures(one, measure)})" if one.over(measure) else ""))
+            lines.append(f"  - {one.case}, {one.label}: {'; '.join(said)}.")
+    return "\n".join(lines)
+
+
+def _figures(one: Finding, measure: str) -> str:
+    over = list(one.over(measure).values())
+    than = "random masks' gap" if one.blind else "full fine-tuning's gap"
+    kept = " / ".join(share_text(one.kept(measure, side)) for side in SIDES)
+    return f"kept illegal / legal {kept}, over {than} {interval_text(over)}, n = {len(over)}"
+
+
+def write_findings(cells: Path, readme: Path | None = None) -> list[Path]:
+    """`tables/findings` beside the study's other tables, `answers.md` of the same figures, and these in the README."""
     findings = findings_of(read_cells(cells.read_text(), str(cells)))
     if not findings:
         raise FreezeAsGuardError(f"{cells} holds no protection beside full fine-tuning; run the profile study")
-    path, title = cells.parent / "tables" / "findings", "What the study found"
-    written = write_table(path, title, HEADER, finding_rows(findings), finding_notes(findings))
+    tables = cells.parent / "tables"
+    table = write_table(
+        tables / "findings", "What the study found", HEADER, finding_rows(findings), finding_notes(findings)
+    )
+    said = answers(findings)
+    notes = "\n".join(finding_notes(findings))
+    with write_atomically(tables / "answers.md") as temporary:
+        temporary.write_text(f"# What the study answers\n\n{said}\n\n{notes}\n")
     if readme:
-        _, _, below_the_title = written.read_text().partition("\n\n")
-        write_block(readme, below_the_title)
-    return written
+        write_block(readme, f"{said}\n\n{notes}")
+    return [table, tables / "answers.md"]
 
 
 def write_block(readme: Path, text: str) -> None:
