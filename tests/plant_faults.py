@@ -53,8 +53,8 @@ FAULTS = [
     Fault(
         "fine-tuned sides swapped",
         "protections/freezeasguard.py",
-        "        sides: read_tensors(",
-        "        tuple(reversed(sides)) if len(sides) > 1 else (SIDES[1 - SIDES.index(sides[0])],): read_tensors(",
+        "{FINETUNED_SIDES[name]: read_tensors(",
+        "{FINETUNED_SIDES[{'illegal': 'legal', 'legal': 'illegal'}.get(name, name)]: read_tensors(",
         "test_users.py",
     ),
     Fault(

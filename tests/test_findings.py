@@ -115,7 +115,7 @@ def test_answers_are_the_findings_own_figures() -> None:
         *seeds("freezeasguard", BLIND, case="artworks"), *seeds("random", BLIND, case="artworks"),
     ]  # fmt: skip
     paper, first, second = answers(findings_of(cells)).splitlines()
-    assert paper == "- **Does the paper's mask of whole tensors beat random masks?**"
+    assert paper == "- **Does a mask of whole tensors, by our default preset, beat random masks?**"
     own, blind = (np.array([legal - illegal for illegal, legal in kept]) for kept in (LEARNED, BLIND))
     low, high = ttest_1samp(own - blind, 0).confidence_interval()
     over = f"{np.mean(own - blind):+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -50,7 +50,7 @@ def test_a_mask_from_an_erased_model_is_learned_from_it_and_ships_with_it(
     text = torch.randn(2, 48, 96, generator=draw)
     data = CaseData(pd.DataFrame(rows), torch.randn(2, 2, 8, 16, 16, generator=draw), text, text[0])
     finetuned = {(side,): {} for side in SIDES}  # theta_ft is the published model: delta holds the edits alone
-    monkeypatch.setattr(freezeasguard, "load_finetuned", lambda _: finetuned)
+    monkeypatch.setattr(freezeasguard, "load_finetuned", lambda *_: finetuned)
     deltas: list[dict[str, bool]] = []
     learner = freezeasguard.MaskLearner
 

@@ -58,7 +58,7 @@ def test_simulated_users_learn_from_the_mask_learning_half_alone(
     users: str, data: CaseData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handed = train_users(relearn, monkeypatch)
-    settings: Any = SimpleNamespace(finetuning=None, seed=0, users=users, compute=None, code="")
+    settings: Any = SimpleNamespace(finetuning=None, seed=0, users=[users], compute=None, code="")
     relearn.relearn_case(settings, Path(), data, Path(), "label", "cpu", 1)
     each = {side: {(side, "mask_learning")} for side in SIDES}
     expected = each if users == "per_side" else {"joint": set.union(*each.values())}
@@ -90,9 +90,9 @@ def test_masks_are_learned_from_the_mask_learning_halves_alone(
         handed.update(sides)
         return SimpleNamespace(learn=lambda *_: "the mask")
 
-    monkeypatch.setattr(freezeasguard, "load_finetuned", lambda _: {})
+    monkeypatch.setattr(freezeasguard, "load_finetuned", lambda *_: {})
     monkeypatch.setattr(freezeasguard, "MaskLearner", learner)
-    mask: Any = None
+    mask: Any = SimpleNamespace(users="per_side")
     assert freezeasguard.learn(protect_inputs(data), mask, 0) == "the mask"
     assert {name: shown(given) for name, given in handed.items()} == {side: {(side, "mask_learning")} for side in SIDES}
 

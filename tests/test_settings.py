@@ -103,8 +103,29 @@ def test_names_that_reach_a_command_or_a_path_follow_one_rule(name: str) -> None
 def test_another_preset_is_that_preset_whatever_the_profile_made_of_the_default(preset: str) -> None:
     mask = params_of("tiny", mask__preset=preset).mask_block("portraits")
     for key, value in MASK_PRESETS[preset].items():
-        assert getattr(mask, key) == value, key
+        assert getattr(mask, key) == (16 if key == "mask_steps" else value), key  # what tiny makes of its size
     assert mask.mask_batch_size is None and mask.batch_size == 16 and mask.user_lr == 1e-5
+
+
+@pytest.mark.parametrize("preset", ["paper", "official"])
+def test_an_arm_of_a_preset_is_that_preset_beside_the_default(preset: str) -> None:
+    params, arm = params_of("tiny", mask__mask_lr=0.5, mask__diagnostic_seeds=3), Arm.parse(f"freezeasguard_{preset}")
+    mask = params.mask_block("portraits", arm)
+    expected = params_of("tiny", mask__preset=preset, mask__diagnostic_seeds=3).mask_block("portraits")
+    assert mask == expected and mask.mask_lr == 10
+    assert params.mask_block("portraits", Arm.parse("freezeasguard")).mask_lr == 0.5
+
+
+def test_an_arm_of_a_preset_takes_what_is_written_where_the_block_names_it_too() -> None:
+    params = params_of("tiny", mask__preset="paper", mask__mask_steps=7)
+    assert params.mask_block("portraits", Arm.parse("freezeasguard_paper")).mask_steps == 7
+    assert params.mask_block("portraits", Arm.parse("freezeasguard_official")).mask_steps == 16
+
+
+def test_relearn_trains_every_user_whom_a_mask_of_the_case_simulates() -> None:
+    assert params_of("tiny").simulated_users("portraits") == ["joint", "per_side"]
+    assert params_of("tiny-full").simulated_users("portraits") == ["per_side"]
+    assert params_of("paper").simulated_users("portraits") == ["joint"]
 
 
 def test_what_a_user_writes_overrides_a_preset_and_the_profile() -> None:
@@ -155,13 +176,17 @@ CASES = ("portraits", "artworks", "explicit")
 
 
 def test_rho_reaches_the_arms_at_the_headline_ratio_alone(tmp_path: Path) -> None:
-    expected = {f"protect/{case}-{arm}" for case in CASES for arm in ("freezeasguard", "random")}
+    methods = ("freezeasguard", "freezeasguard_paper", "freezeasguard_official", "random")
+    expected = {
+        f"protect/{case}-{arm}" for case in CASES for arm in (*methods, *(f"{a}-element" for a in methods[::3]))
+    }
     assert changed_files(tmp_path, rho=0.5) == expected
 
 
 def test_a_preset_reaches_learned_masks_and_the_users_that_it_simulates(tmp_path: Path) -> None:
     masks = {f"protect/{case}-freezeasguard" for case in CASES}
     masks |= {f"protect/{case}-freezeasguard-70" for case in ("artworks", "explicit")}
+    masks |= {f"protect/{case}-freezeasguard-element" for case in CASES}
     assert changed_files(tmp_path, mask__preset="paper") == masks | {f"relearn/{case}" for case in CASES}
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -14,19 +16,24 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.miniature.gates_figures import generate_images
 from freezeasguard.miniature.train_vae import to_tensor
 from freezeasguard.models.diffusion import encode_text, load_text, load_unet, tokenize
+from freezeasguard.models.latents import CaseData
 from freezeasguard.models.protected import load_tensors
+from freezeasguard.protections import uce
+from freezeasguard.protections.protect import Inputs
 from freezeasguard.protections.uce import (
     Edit,
     concept_edits,
     cross_attention_projections,
     edited_projection,
     last_subject_token,
+    movement,
     preserve_scale,
     preserved_contexts,
     uce_edit,
 )
 from freezeasguard.scores.networks.recogniser import Recogniser, identity_distance
 from freezeasguard.settings.methods import UCE
+from freezeasguard.settings.resolve import ProtectSettings
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 CONCEPTS = ["Fito Bakago", "Nita Rodoga", "Fata Mafasa"]
@@ -140,6 +147,56 @@ def test_edit_of_the_miniature_model(reading: str) -> None:
             assert drift < 0.15, name
     other = uce_edit(unet, tokenizer, encoder, CONCEPTS, "a person", UCE(), "B" if reading == "A" else "A")
     assert any((other[name] - edited[name]).abs().max() > 1e-4 for name in edited)
+
+
+def test_movement_is_the_share_that_keys_and_values_move_by() -> None:
+    weight = torch.eye(2)
+    text = torch.tensor([[[3.0, 4.0]]])
+    assert movement({"w": weight}, {"w": weight}, text) == 0
+    assert movement({"w": weight}, {"w": torch.diag(torch.tensor([1.0, 0.0]))}, text) == pytest.approx(4 / 5)
+    both = movement({"w": weight, "v": weight}, {"w": weight, "v": 2 * weight}, text)
+    assert both == pytest.approx(1 / 2)  # the mean over projections
+
+
+def test_the_legal_sides_captions_are_preserved_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Legal prompts then move less, the erased ones more than they, and nothing of the adaptation half is read."""
+    moved = {}
+    for preserve in (False, True):
+        protected = uce.protect(inputs_of(tmp_path, preserve_legal=preserve))
+        moved[preserve] = protected.diagnostics["movement"]
+        assert protected.diagnostics["n_preserved"] == (2 if preserve else 0)
+    assert moved[True]["legal"] < 0.5 * moved[False]["legal"] < moved[False]["legal"]
+    assert moved[True]["illegal"] > 1.5 * moved[True]["legal"]
+
+
+def inputs_of(folder: Path, **uce_block: Any) -> Inputs:
+    """Of the shipped model, with two captions a side; the legal one of the adaptation half is another."""
+    captions = {
+        ("illegal", "mask_learning"): [f"a photo of {name}" for name in CONCEPTS[:2]],
+        ("legal", "mask_learning"): [
+            "a photo of Kode Sikama which shows a smile",
+            "a photo of Kode Sikama, a red hoodie",
+        ],
+        ("legal", "adaptation"): ["a photo of Kode Sikama, a blue background"],
+    }
+    rows = [
+        {
+            "side": side,
+            "part": part,
+            "caption": text,
+            "class": side,
+            "subject": "Kode Sikama" if side == "legal" else name,
+        }
+        for (side, part), texts in captions.items()
+        for text, name in zip(texts, CONCEPTS, strict=False)
+    ]
+    tokenizer, encoder = load_text(MODEL)
+    text = encode_text(encoder, tokenize(tokenizer, [row["caption"] for row in rows])[0])
+    data = CaseData(pd.DataFrame(rows), torch.zeros(len(rows), 2, 8, 16, 16), text, text[0])
+    settings = ProtectSettings(seed=0, arm="uce", rho=0.0, uce=UCE(**uce_block), guide="a person")
+    inputs = Inputs(settings, MODEL, folder, folder)
+    inputs.__dict__["data"] = data
+    return inputs
 
 
 def test_linear_projections_and_a_wide_text_tower() -> None:

@@ -340,9 +340,19 @@ def test_each_sides_file_is_of_its_own_adaptation_half(workers: int, world: Worl
 @pytest.mark.parametrize(
     ("users", "expected"), [("joint", {SIDES: 5.0}), ("per_side", {("illegal",): 0.0, ("legal",): 10.0})]
 )
+@pytest.mark.parametrize("both", [False, True])
 def test_the_simulated_users_files_reach_the_mask_under_their_own_sides(
-    users: str, expected: dict[tuple[str, ...], float], world: World, coded: CaseData
+    users: str, expected: dict[tuple[str, ...], float], both: bool, world: World, coded: CaseData
 ) -> None:
-    settings, out = RelearnSettings(seed=0, users=users, finetuning=SETTINGS), world.folder / "out"
+    """Whether the case's masks simulate one kind of user alone, or both."""
+    trained = ["joint", "per_side"] if both else [users]
+    settings, out = RelearnSettings(seed=0, users=trained, finetuning=SETTINGS), world.folder / "out"
     relearn.relearn_case(settings, Path(), coded, out, "c", "cpu", 1)
-    assert {sides: float(tensors["bias"][0]) for sides, tensors in load_finetuned(out).items()} == expected
+    assert {sides: float(tensors["bias"][0]) for sides, tensors in load_finetuned(out, users).items()} == expected
+
+
+def test_a_user_whom_relearn_did_not_train_is_named(world: World, coded: CaseData) -> None:
+    settings, out = RelearnSettings(seed=0, users=["per_side"], finetuning=SETTINGS), world.folder / "out"
+    relearn.relearn_case(settings, Path(), coded, out, "c", "cpu", 1)
+    with pytest.raises(FreezeAsGuardError, match=r"joint\.safetensors.*relearn@out"):
+        load_finetuned(out, "joint")

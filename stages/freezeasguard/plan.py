@@ -24,6 +24,7 @@ from freezeasguard.settings.methods import Anchored
 from freezeasguard.settings.params import Case, Params
 from freezeasguard.settings.profiles import cells_content
 from freezeasguard.settings.reading import read_yaml
+from freezeasguard.sides import USERS
 
 MAP = Path("dvc.yaml")
 TFLOPS = {"bfloat16": 100.0, "tf32": 50.0, "float32": 25.0, "cpu": 0.03}
@@ -125,7 +126,7 @@ class _CaseCosts:
         n_images = 3 * sum(self.n_classes) * self.domain.mask_learning_images  # App. E's classes have 2 to 4 times
         latents = 2 * 4 * (px / 8) ** 2 * 4 + 77 * 1024 * 4
         yield Cost("encode", self.name, 2 * n_images * size.encode_tflop, 0, n_images * latents / GIB, 4)
-        relearn, n_users = params.relearn, 1 if params.mask.users == "joint" else 2
+        relearn, n_users = params.relearn, sum(len(USERS[users]) for users in params.simulated_users(self.name))
         tflop = n_users * relearn.steps * relearn.batch_size * self.step_tflop
         memory = self.training_gib(4, relearn.batch_size)
         yield Cost("relearn", self.name, tflop, 0, n_users * self.weights_gib, memory)

@@ -7,6 +7,8 @@ from freezeasguard.data.names import slug
 SIDES = ("illegal", "legal")
 FINETUNED_SIDES = {"joint": SIDES, "illegal": ("illegal",), "legal": ("legal",)}
 """The fine-tuned models that `relearn` writes, by file name, with the sides each was trained on."""
+USERS = {"joint": ("joint",), "per_side": SIDES}
+"""Whom a mask simulates, with the files that `relearn` writes for them."""
 PARTS = ("mask_learning", "adaptation", "held_out")
 ROLES = ("given", "swapped")
 """swapped: the classes that a case names illegal are the legal ones, and the other way round."""

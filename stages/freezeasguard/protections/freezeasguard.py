@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from freezeasguard.checkpoints import Checkpoint
-from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.bilevel import LearnedMask, MaskHistory, MaskLearner, learn_without_signal
 from freezeasguard.masks.diagnostics import mask_diagnostics, overlap_of_units
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, model_hash
@@ -20,20 +19,14 @@ from freezeasguard.protections.uce import erase
 from freezeasguard.reading import read_tensors
 from freezeasguard.seeds import seed_of
 from freezeasguard.settings.mask import Mask
-from freezeasguard.sides import FINETUNED_SIDES, SIDES
+from freezeasguard.sides import FINETUNED_SIDES, SIDES, USERS
 from freezeasguard.workers import run_side_by_side
 
 
-def load_finetuned(folder: Path) -> dict[tuple[str, ...], Mapping[str, torch.Tensor]]:
-    """theta_ft by the sides its user trained on; only the tensors that moved."""
-    found: dict[tuple[str, ...], Mapping[str, torch.Tensor]] = {
-        sides: read_tensors(folder / f"{name}.safetensors", f"run `dvc repro -f relearn@{folder.name}`")
-        for name, sides in FINETUNED_SIDES.items()
-        if (folder / f"{name}.safetensors").is_file()
-    }
-    if not found:
-        raise FreezeAsGuardError(f"{folder} holds no fine-tuned model; run `dvc repro relearn`")
-    return found
+def load_finetuned(folder: Path, users: str) -> dict[tuple[str, ...], Mapping[str, torch.Tensor]]:
+    """theta_ft by the sides its user trained on, of those whom the mask simulates; only the tensors that moved."""
+    remedy = f"run `dvc repro -f relearn@{folder.name}`"
+    return {FINETUNED_SIDES[name]: read_tensors(folder / f"{name}.safetensors", remedy) for name in USERS[users]}
 
 
 CONTROLS = ("one_shot", "zeroed_signal")
@@ -65,7 +58,7 @@ def learn(
     unet = load_unet(inputs.model)
     load_tensors(unet, edited or {})
     unet.to(inputs.device)
-    schedule, start = NoiseSchedule.of(load_scheduler(inputs.model)), load_finetuned(inputs.finetuned)
+    schedule, start = NoiseSchedule.of(load_scheduler(inputs.model)), load_finetuned(inputs.finetuned, mask.users)
     learner = MaskLearner(unet, schedule, sides, start, mask, rho, generator, inputs.settings.compute)
     if control == "one_shot":
         return learner.one_shot()
@@ -124,7 +117,8 @@ def protect(inputs: Inputs) -> Protected:
     if control == "zeroed_signal":  # trains nothing
         masks = [learn(inputs, mask, seed, control) for seed in seeds]
     else:
-        start = {"+".join(sides): model_hash(tensors) for sides, tensors in load_finetuned(inputs.finetuned).items()}
+        finetuned = load_finetuned(inputs.finetuned, mask.users)
+        start = {"+".join(sides): model_hash(tensors) for sides, tensors in finetuned.items()}
         running, ready = (
             {seed: inputs.checkpoint(f"{seed}-{what}", start=start) for seed in seeds} for what in ("running", "ready")
         )

@@ -24,6 +24,8 @@ class Method:
     """What it looks at: the model alone; also the case's encoded images; also theta_ft."""
     block: str = ""
     """The block of params.yaml that it takes, if any."""
+    preset: str = ""
+    """The mask preset that it stands for, whatever the block `mask` names; "": that block's."""
     learned: bool = False
     """Its mask was learned from a task signal, and so comes with diagnostics."""
     ours: bool = False
@@ -64,6 +66,26 @@ METHODS: dict[str, Method] = {
         ours=True,
         color="#d55e00",
         paper="freezeasguard",
+    ),
+    "freezeasguard_paper": Method(
+        "FG-{share}, as printed",
+        "freezeasguard",
+        "finetuned",
+        "mask",
+        "paper",
+        learned=True,
+        ours=True,
+        color="#661100",
+    ),
+    "freezeasguard_official": Method(
+        "FG-{share}, authors' code",
+        "freezeasguard",
+        "finetuned",
+        "mask",
+        "official",
+        learned=True,
+        ours=True,
+        color="#ddcc77",
     ),
     "random": Method("R-{share}", "random_freezing", color="#009e73", paper="random"),
     "random_parameters": Method("R-{share} of parameters", "random_freezing", control=True),

@@ -18,6 +18,7 @@ from freezeasguard.models.diffusion import encode_text, load_text, load_unet, na
 from freezeasguard.models.protected import Protected
 from freezeasguard.protections.protect import Inputs
 from freezeasguard.settings.methods import UCE
+from freezeasguard.sides import PARTS, SIDES
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -141,21 +142,36 @@ def uce_edit(
     }
 
 
+@torch.no_grad()
+def movement(old: Mapping[str, Tensor], edited: Mapping[str, Tensor], text: Tensor) -> float:
+    """How far keys and values of `text` [n, tokens, d] move, as a share of their norm; the mean over projections."""
+    rows = text.flatten(0, 1).double()
+    shares = [
+        float((rows @ (edited[name] - old[name]).double().T).norm() / (rows @ old[name].double().T).norm())
+        for name in sorted(edited)
+    ]
+    return sum(shares) / len(shares)
+
+
 def erase(inputs: Inputs, reading: str) -> Protected:
     """The illegal classes' names, or the case's own concepts, are edited out of the cross-attention."""
     settings = inputs.settings
     assert settings.uce is not None
     unet = load_unet(inputs.model)
-    index = inputs.data.index
+    index, legal = inputs.data.index, inputs.data.rows("legal", ["mask_learning"])
     concepts = settings.concepts or sorted(set(index.loc[index["side"] == "illegal", "subject"]))
-    edited = uce_edit(unet, *load_text(inputs.model), concepts, settings.guide, settings.uce, reading)
+    kept = [*settings.uce.preserve, *(sorted(set(legal["caption"])) if settings.uce.preserve_legal else ())]
+    config = settings.uce.model_copy(update={"preserve": kept})
+    edited = uce_edit(unet, *load_text(inputs.model), concepts, settings.guide, config, reading)
     tensors = named_tensors(unet)
     moved = {
         name: float((new - tensors[name]).detach().norm() / tensors[name].detach().norm())
         for name, new in edited.items()
     }
     told = {"reading": reading, **settings.uce.model_dump(), "concepts": concepts, "guide": settings.guide}
-    return Protected("uce", frozenset(), edited, told, {"n_edited": len(edited), "relative_change": moved})
+    sides = {side: movement(tensors, edited, inputs.data.select(side, PARTS).text.unique(dim=0)) for side in SIDES}
+    diagnostics = {"n_edited": len(edited), "n_preserved": len(kept), "relative_change": moved, "movement": sides}
+    return Protected("uce", frozenset(), edited, told, diagnostics)
 
 
 def protect(inputs: Inputs) -> Protected:

@@ -1,4 +1,4 @@
-"""Beside a study's findings: pooled over its cases, against the rivals, what chance alone gives, what more seeds would."""
+"""Beside a study's findings: pooled over its cases, against rivals, what chance gives, what more seeds would show."""
 
 from __future__ import annotations
 

@@ -94,10 +94,12 @@ def mean(values: Sequence[float]) -> float:
 
 
 def p_of(values: Sequence[float]) -> float:
-    """Student's one-sample test against 0, two-sided; nan for fewer than two values."""
+    """Student's one-sample test against 0, two-sided; nan for fewer than two values, 1 where all are 0."""
     from scipy.stats import ttest_1samp
 
-    return float(ttest_1samp(values, 0).pvalue) if len(values) > 1 else math.nan
+    if len(values) < 2:
+        return math.nan
+    return float(ttest_1samp(values, 0).pvalue) if any(values) else 1.0
 
 
 def findings_of(cells: Sequence[Row]) -> list[Finding]:
@@ -184,9 +186,11 @@ class Question:
 
 
 QUESTIONS = (
-    Question("Does the paper's mask of whole tensors beat random masks?", "freezeasguard"),
+    Question("Does a mask of whole tensors, by our default preset, beat random masks?", "freezeasguard"),
+    Question("Does the paper's algorithm as printed?", "freezeasguard_paper"),
+    Question("As the authors' code has it?", "freezeasguard_official"),
     Question("Do masks of single weights?", "freezeasguard", "element"),
-    Question("How wide a gap could a tensor mask open, where its ratio binds?", "one_shot"),
+    Question("How wide a gap could a mask of tensors open, where its ratio binds?", "one_shot"),
     Question("Do anchors - frozen tensors at learned values, ours - beat full fine-tuning?", "anchored"),
     Question("Does IMMA?", "imma"),
     Question("Does UCE?", "uce"),

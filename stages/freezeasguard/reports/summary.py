@@ -105,7 +105,7 @@ def cell_rows(params: Params, reports: Path, data: Path) -> Iterator[dict[str, A
                     "seed": params.seed,
                     "roles": params.roles,
                     "rho": params.rho,
-                    "preset": params.mask.preset,
+                    "preset": (mask or params.mask).preset,
                     "illegal_weight": mask.illegal_weight if mask else None,
                     "settings": _other_settings(params, case, arm),
                     "case": case,

@@ -15,6 +15,8 @@ class UCE(Block):
     """lambda: how strongly each projection is held at its old value."""
     preserve: list[str] = []
     """Prompts to keep, besides the empty one of reading A."""
+    preserve_legal: bool = False
+    """Keep the captions of the legal side's mask-learning images as well; UCE's authors keep some 1,700 artists."""
 
 
 class IMMA(Block):

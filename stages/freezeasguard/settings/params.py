@@ -455,9 +455,20 @@ class Params(Block):
         per_class = self.adapt.per_class if self.score.per_class is None else self.score.per_class
         return self.score.model_copy(update={"per_class": per_class})
 
+    def simulated_users(self, case: str) -> list[str]:
+        """joint, per_side or both: whom the case's masks simulate, and so whose theta_ft they start from."""
+        masks = [self.mask_block(case, arm) for arm in self.arms(case) if arm.kind.block == "mask"]
+        return sorted({mask.users for mask in masks} or {self.mask.users})
+
     def mask_block(self, case: str, arm: Arm | None = None) -> Mask:
-        """What a case's masks are learned with, of an arm's granularity; the simulated user has the real one's rate."""
+        """What a case's masks are learned with, of an arm's granularity; the simulated user has the real one's rate.
+
+        An arm that stands for a preset takes it as it is, but for what the profile makes of it.
+        """
         found = self.mask
+        if arm is not None and arm.kind.preset not in ("", found.preset):
+            kept = {key: getattr(found, key) for key in ("of_profile", "diagnostic_seeds", "checkpoint_minutes")}
+            found = Mask.model_validate({"preset": arm.kind.preset, **kept})
         if arm is not None and arm.granularity != "tensor":
             found = found.with_(granularity=arm.granularity)
         return found if found.user_lr is not None else found.with_(user_lr=self.adapt_block(case).lr)

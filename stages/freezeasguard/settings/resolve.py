@@ -79,8 +79,8 @@ class ReferenceSettings(Block):
 class RelearnSettings(Resumed):
     seed: Seed
     compute: Compute = Compute()
-    users: str
-    """joint or per_side, as the masks' preset simulates them."""
+    users: list[str]
+    """joint, per_side or both, as the masks' presets simulate them."""
     finetuning: Finetuning
 
 
@@ -170,7 +170,8 @@ def resolved(params: Params) -> Iterator[tuple[str, Block, Modules]]:
             ReferenceSettings(seed=seed, compute=compute, scores=scores, score=params.score_block),
             of_scores,
         )
-        relearn = RelearnSettings(seed=seed, compute=compute, users=params.mask.users, finetuning=params.relearn)
+        users = params.simulated_users(name)
+        relearn = RelearnSettings(seed=seed, compute=compute, users=users, finetuning=params.relearn)
         yield f"relearn/{name}", relearn, (ATTACKERS[COMPLIANT],)
         yield f"generate/{name}", GenerateSettings(seed=seed, compute=compute, generate=params.generate_block(name)), ()
         yield (

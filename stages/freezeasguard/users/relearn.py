@@ -7,7 +7,7 @@ from pathlib import Path
 
 from freezeasguard.models.latents import CaseData, LatentSet
 from freezeasguard.settings.resolve import RelearnSettings
-from freezeasguard.sides import FINETUNED_SIDES, SIDES
+from freezeasguard.sides import FINETUNED_SIDES, USERS
 from freezeasguard.users.adapt import train_users
 
 
@@ -21,8 +21,8 @@ def relearn_case(
     workers: int,
     costs: Path | None = None,
 ) -> None:
-    """On the mask-learning halves, jointly or one user a side, as the masks' preset simulates them."""
-    names = ["joint"] if settings.users == "joint" else list(SIDES)
+    """On the mask-learning halves, jointly, one user a side, or both, as the masks' presets simulate them."""
+    names = [name for users in settings.users for name in USERS[users]]
     sets = {
         name: reduce(LatentSet.join, [data.select(side, ["mask_learning"]) for side in FINETUNED_SIDES[name]])
         for name in names
