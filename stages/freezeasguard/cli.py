@@ -5,11 +5,15 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from freezeasguard.errors import FreezeAsGuardError
+
+if TYPE_CHECKING:
+    from freezeasguard.settings.params import Params
+    from freezeasguard.users.tuning import Task
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -170,22 +174,45 @@ def tune(
     steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "30,60,90",
 ) -> None:
     """Find how a case's users train best - full fine-tuning, held-out images - into reports/tuning/CASE."""
-    from freezeasguard.commands import DATA, REPORTS
-    from freezeasguard.models.latents import CaseData
+    from freezeasguard.commands import REPORTS
     from freezeasguard.settings.params import load_params
-    from freezeasguard.users.tuning import Task, best
+    from freezeasguard.users.tuning import best
     from freezeasguard.users.tuning import tune as tune_case
-    from freezeasguard.workers import resolve_device
 
     params = load_params()
     rates, numbers = ([kind(text) for text in given.split(",")] for kind, given in ((float, lr), (int, steps)))
     for name in cases or list(params.cases):
-        if name not in params.cases:
-            raise FreezeAsGuardError(f"params.yaml has no case {name!r}; it has {', '.join(params.cases)}")
-        data, model = CaseData.load(DATA / "latents" / name), DATA / "fetched" / params.cases[name].model
-        task = Task(model, data, params.adapt_block(name), params.seed, resolve_device(params.device), params.compute)
-        found, count = best(tune_case(task, rates, numbers, REPORTS / "tuning" / name, params.workers))
+        found, count = best(tune_case(_task(params, name), rates, numbers, REPORTS / "tuning" / name, params.workers))
         print(f"cases.{name}: adapt_lr: {found:g}, adapt_steps: {count} (reports/tuning/{name}/curves.png)")
+
+
+@cli.command()
+def bound(
+    case: Annotated[str, typer.Argument(help="A case of params.yaml that is encoded.")],
+    rho: Annotated[float, typer.Option(min=0, max=1, help="Share of tensors frozen.")] = 0.9,
+    masks: Annotated[int, typer.Option(min=20, help="How many are drawn.")] = 120,
+) -> None:
+    """How wide a gap any mask of whole tensors could open: masks by regression, into reports/bound/CASE."""
+    from freezeasguard.commands import REPORTS
+    from freezeasguard.settings.params import load_params
+    from freezeasguard.users.bound import bound as bound_of
+
+    params = load_params()
+    written = bound_of(_task(params, case), case, rho, masks, REPORTS / "bound" / case, params.workers)
+    print(written.read_text())
+
+
+def _task(params: Params, case: str) -> Task:
+    """What a case's users train on, for commands that train users outside the pipeline."""
+    from freezeasguard.commands import DATA
+    from freezeasguard.models.latents import CaseData
+    from freezeasguard.users.tuning import Task
+    from freezeasguard.workers import resolve_device
+
+    if case not in params.cases:
+        raise FreezeAsGuardError(f"params.yaml has no case {case!r}; it has {', '.join(params.cases)}")
+    data, model = CaseData.load(DATA / "latents" / case), DATA / "fetched" / params.cases[case].model
+    return Task(model, data, params.adapt_block(case), params.seed, resolve_device(params.device), params.compute)
 
 
 @cli.command("new-case")

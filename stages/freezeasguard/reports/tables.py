@@ -28,6 +28,7 @@ from freezeasguard.reports.paper_tables import write_paper_tables
 from freezeasguard.reports.rendering import write_table
 from freezeasguard.reports.summary import write_summary
 from freezeasguard.scores.registry import SCORES
+from freezeasguard.settings.mask import PRESET_WORDS
 from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
@@ -198,7 +199,7 @@ def _notes(params: Params, case_name: str, reports: Path, data: Path) -> list[st
     swapped = "" if params.roles == "given" else ", roles swapped: the classes named illegal are the legal ones"
     setting = (
         f"Profile {params.profile}, seed {params.seed}: {illegal} illegal and {legal} legal classes, "
-        f"mask preset {params.mask.preset}{swapped}."
+        f"mask preset {params.mask.preset} ({PRESET_WORDS[params.mask.preset]}){swapped}."
     )
     table = paper_table(params, case_name)
     ours = (

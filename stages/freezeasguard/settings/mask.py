@@ -93,6 +93,14 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+PRESET_WORDS: dict[str, str] = {
+    "freezeasguard": "attribution averaged along the simulated users' way",
+    "paper": "the paper's text",
+    "official": "the authors' code",
+}
+"""What each is, for tables."""
+
+
 class Mask(Block):
     """A preset and what departs from it; complete once it is checked."""
 

@@ -7,7 +7,7 @@ away is the optimiser's noise. No protection is looked at here, so that the choi
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,7 +50,14 @@ class Task:
     device: str = "cpu"
     compute: Compute = Compute()
 
-    def run(self, side: str, lr: float, steps: int) -> Run:
+    def losses(
+        self, side: str, config: Adapt, stream: Sequence[str | int], frozen: Collection[str] = ()
+    ) -> dict[str, tuple[float, float]]:
+        """Part -> the denoising loss before and after a side's user trained, at the same draws.
+
+        Args:
+            stream: what the user draws from, beside the seed and the side.
+        """
         configure(self.compute, self.device)
         unet = load_unet(self.model).to(self.device)
         schedule = NoiseSchedule.of(load_scheduler(self.model))
@@ -61,11 +68,15 @@ class Task:
             return fixed_noise_loss(unet, schedule, part, draws)
 
         before = {name: loss(part) for name, part in sets.items()}
-        config = self.config.model_copy(update={"lr": lr, "steps": steps})
-        draws = torch.Generator().manual_seed(seed_of(self.seed, "tune", side))
-        how = {"generator": draws, "compute": self.compute, "description": f"{side} user at {lr:g}, {steps} steps"}
+        draws = torch.Generator().manual_seed(seed_of(self.seed, *stream, side))
+        label = f"{side} user at {config.lr:g}, {config.steps} steps"
+        how = {"frozen": frozen, "generator": draws, "compute": self.compute, "description": label}
         finetune(unet, schedule, sets["adaptation"], config, **how)
-        return Run(side, lr, steps, **{name: round(loss(part) / before[name], 5) for name, part in sets.items()})
+        return {name: (before[name], loss(part)) for name, part in sets.items()}
+
+    def run(self, side: str, lr: float, steps: int) -> Run:
+        found = self.losses(side, self.config.model_copy(update={"lr": lr, "steps": steps}), ["tune"])
+        return Run(side, lr, steps, **{name: round(after / before, 5) for name, (before, after) in found.items()})
 
 
 def best(runs: Sequence[Run]) -> tuple[float, int]:
