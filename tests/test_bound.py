@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from conftest import CHANNELS, SIZE, TEXT, TOKENS
 from freezeasguard.cli import cli
 from freezeasguard.models.diffusion import stored_tensors
-from freezeasguard.models.latents import CaseData
 from freezeasguard.settings.users import Adapt
-from freezeasguard.sides import SIDES
 from freezeasguard.users import adapt, tuning
 from freezeasguard.users import bound as module
 from freezeasguard.users.bound import (
@@ -31,7 +28,7 @@ from freezeasguard.users.bound import (
     table,
     tilted_mask,
 )
-from freezeasguard.users.tuning import Task
+from test_tuning import toy_task
 from test_users import World
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
@@ -133,13 +130,7 @@ def test_the_whole_on_toy_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "CANDIDATES", 4)
     monkeypatch.setattr(module, "N_BEST", 2)
     monkeypatch.setattr(module, "PERMUTATIONS", 2)
-    draws = torch.Generator().manual_seed(0)
-    rows = [{"side": side, "part": part, "class": side} for side in SIDES for part in ("adaptation", "held_out") * 3]
-    latents = torch.randn(len(rows), 2, CHANNELS, SIZE, SIZE, generator=draws)
-    text = torch.randn(len(rows), TOKENS, TEXT, generator=draws)
-    task = Task(
-        Path(), CaseData(pd.DataFrame(rows), latents, text, text[0]), Adapt(steps=2, batch_size=2, lr=0.1), seed=0
-    )
+    task = dataclasses.replace(toy_task(), config=Adapt(steps=2, batch_size=2, lr=0.1))
     out = tmp_path / "reports" / "toy"
     kill = monkeypatch.context()
     with kill as patched, pytest.raises(KeyboardInterrupt):

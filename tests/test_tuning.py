@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,7 +17,7 @@ from freezeasguard.models.latents import CaseData
 from freezeasguard.settings.users import Adapt
 from freezeasguard.sides import SIDES
 from freezeasguard.users import adapt, tuning
-from freezeasguard.users.tuning import Run, Task, best, tune
+from freezeasguard.users.tuning import Run, Task, best, best_by_score, tune
 from test_users import World
 
 
@@ -30,24 +32,57 @@ def test_the_best_serves_both_sides_on_images_held_out() -> None:
     assert best([run("legal", 0.2, 60, 0.5), run("legal", 0.2, 30, 0.5)]) == (0.2, 30)
 
 
-def test_every_run_of_the_grid_is_one_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(tmp_path, monkeypatch)
-    for name in ("load_unet", "load_scheduler"):
-        monkeypatch.setattr(tuning, name, getattr(adapt, name))
+def toy_task() -> Task:
     draws = torch.Generator().manual_seed(0)
     rows = [{"side": side, "part": part, "class": side} for side in SIDES for part in ("adaptation", "held_out") * 3]
     latents = torch.randn(len(rows), 2, CHANNELS, SIZE, SIZE, generator=draws)
     text = torch.randn(len(rows), TOKENS, TEXT, generator=draws)
-    data = CaseData(pd.DataFrame(rows), latents, text, text[0])
-    task = Task(Path(), data, Adapt(steps=1, batch_size=2, lr=1.0), seed=0)
+    return Task(Path(), CaseData(pd.DataFrame(rows), latents, text, text[0]), Adapt(steps=1, batch_size=2, lr=1.0), 0)
+
+
+def test_every_run_of_the_grid_is_one_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, monkeypatch)
+    for name in ("load_unet", "load_scheduler"):
+        monkeypatch.setattr(tuning, name, getattr(adapt, name))
+    task = toy_task()
     runs = tune(task, [1e-2, 1e-3], [2, 5], tmp_path / "out", workers=1)
     assert [(r.side, r.lr, r.steps) for r in runs] == [(s, lr, n) for s in SIDES for lr in (1e-3, 1e-2) for n in (2, 5)]
     assert world.steps == 2 * 2 * (2 + 5)
     assert all(run.adaptation != 1 and run.held_out not in (1, run.adaptation) for run in runs)
     assert task.run("legal", 1e-2, 5) == runs[-1]  # the same seed, the same run
-    written = pd.read_csv(tmp_path / "out/runs.csv").to_dict("records")
-    assert [Run(**row) for row in written] == runs
+    assert all(run.score is None for run in runs)
+    written = pd.read_csv(tmp_path / "out/runs.csv").drop(columns="score").to_dict("records")
+    assert written == [{key: value for key, value in vars(run).items() if key != "score"} for run in runs]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.csv", "curves.png"}
+
+
+def test_the_score_alone_may_choose_otherwise_and_knows_its_direction() -> None:
+    def run(lr: float, steps: int, score: float) -> list[Run]:
+        return [Run(side, lr, steps, 1.0, 1.0, score + shift) for side, shift in zip(SIDES, (-0.1, 0.1), strict=True)]
+
+    runs = [*run(0.0, 0, 0.1), *run(0.1, 30, 0.8), *run(0.2, 30, 0.6), *run(0.2, 60, 0.9)]
+    assert best_by_score(runs, lower_is_better=True) == (0.2, 30)  # and never the published model
+    assert best_by_score(runs, lower_is_better=False) == (0.2, 60)
+    assert best(runs) == (0.1, 30)
+
+
+def test_a_judge_scores_every_user_and_the_published_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        name = "recogniser"
+
+        def score(self, unet: torch.nn.Module, task: Task, side: str) -> float:
+            return sum(float(p.detach().abs().sum()) for p in unet.parameters())
+
+    world = World(tmp_path, monkeypatch)
+    for name in ("load_unet", "load_scheduler"):
+        monkeypatch.setattr(tuning, name, getattr(adapt, name))
+    judge: Any = Fake()
+    task = dataclasses.replace(toy_task(), judge=judge)
+    runs = tune(task, [1e-2], [2, 5], tmp_path / "out", workers=1)
+    assert [(run.side, run.steps) for run in runs] == [(side, n) for side in SIDES for n in (0, 2, 5)]
+    assert world.steps == 2 * (2 + 5)
+    published, *trained = [run.score for run in runs if run.side == "illegal"]
+    assert runs[0].adaptation == runs[0].held_out == 1 and published not in trained and len(set(trained)) == 2
 
 
 def test_a_case_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,16 +173,23 @@ def tune(
     lr: Annotated[str, typer.Option(help="Learning rates, with commas.")] = "1e-4,2e-4,5e-4",
     steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "30,60,90",
 ) -> None:
-    """Find how a case's users train best - full fine-tuning, held-out images - into reports/tuning/CASE."""
+    """Find how a case's users train best - full fine-tuning, held-out images, the score - into reports/tuning/CASE."""
     from freezeasguard.commands import REPORTS
+    from freezeasguard.scores.registry import SCORES
     from freezeasguard.settings.params import load_params
-    from freezeasguard.users.tuning import best
+    from freezeasguard.users.tuning import best, best_by_score
     from freezeasguard.users.tuning import tune as tune_case
 
     params = load_params()
     rates, numbers = ([kind(text) for text in given.split(",")] for kind, given in ((float, lr), (int, steps)))
     for name in cases or list(params.cases):
-        found, count = best(tune_case(_task(params, name), rates, numbers, REPORTS / "tuning" / name, params.workers))
+        task = _task(params, name, judged=True)
+        runs = tune_case(task, rates, numbers, REPORTS / "tuning" / name, params.workers)
+        found, count = best(runs)
+        if task.judge:
+            score = SCORES[task.judge.name]
+            rate, n = best_by_score(runs, lower_is_better=score.lower_is_better)
+            print(f"cases.{name}: by {score.label} alone {rate:g}, {n} steps")
         print(f"cases.{name}: adapt_lr: {found:g}, adapt_steps: {count} (reports/tuning/{name}/curves.png)")
 
 
@@ -202,17 +209,23 @@ def bound(
     print(written.read_text())
 
 
-def _task(params: Params, case: str) -> Task:
-    """What a case's users train on, for commands that train users outside the pipeline."""
-    from freezeasguard.commands import DATA
+def _task(params: Params, case: str, *, judged: bool = False) -> Task:
+    """What a case's users train on, for commands that train users outside the pipeline; judged by its first score."""
+    from freezeasguard.commands import DATA, SCORERS
     from freezeasguard.models.latents import CaseData
-    from freezeasguard.users.tuning import Task
+    from freezeasguard.scores.registry import SCORES
+    from freezeasguard.users.tuning import Judge, Task
     from freezeasguard.workers import resolve_device
 
     if case not in params.cases:
         raise FreezeAsGuardError(f"params.yaml has no case {case!r}; it has {', '.join(params.cases)}")
     data, model = CaseData.load(DATA / "latents" / case), DATA / "fetched" / params.cases[case].model
-    return Task(model, data, params.adapt_block(case), params.seed, resolve_device(params.device), params.compute)
+    judge, domain = None, params.domain_of(case)
+    if judged and (names := [name for name in domain.score_names() if SCORES[name].an_image]):
+        raw, reference = DATA / "raw" / params.cases[case].domain, DATA / "reference" / case
+        judge = Judge(names[0], params.generate_block(case), params.score_block, reference, raw, SCORERS)
+    device = resolve_device(params.device)
+    return Task(model, data, params.adapt_block(case), params.seed, device, params.compute, judge)
 
 
 @cli.command("new-case")

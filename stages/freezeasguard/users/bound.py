@@ -156,7 +156,7 @@ class Users:
 
         def work(name: str, side: str, path: Path) -> Any:
             mask, stream = jobs[name]
-            return lambda: write_json(path, self.task.losses(side, self.task.config, ["bound", stream], mask))
+            return lambda: write_json(path, self.task.train(side, self.task.config, ["bound", stream], mask)[1])
 
         missing = {
             f"{name}, {side}": work(name, side, path) for (name, side), path in paths.items() if not path.is_file()

@@ -10,19 +10,27 @@ import csv
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import torch
 
 from freezeasguard.files import folder_atomically, write_json
 from freezeasguard.models.batches import fixed_noise_loss
 from freezeasguard.models.computing import configure
-from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet
+from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, load_vae
+from freezeasguard.models.generate import generate_user, prompt_table
 from freezeasguard.models.latents import CaseData, LatentSet
-from freezeasguard.reading import read_json
+from freezeasguard.reading import read_json, read_tensors
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
+from freezeasguard.scores.extractors import Extractors
+from freezeasguard.scores.registry import SCORES
+from freezeasguard.scores.scoring import REFERENCE_FILE, Reference, score_images
 from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import Compute
-from freezeasguard.settings.users import Adapt
+from freezeasguard.settings.params import Score as ScoreSettings
+from freezeasguard.settings.users import Adapt, Generate
 from freezeasguard.sides import SIDES
 from freezeasguard.users.training import finetune
 from freezeasguard.workers import run_side_by_side
@@ -37,6 +45,32 @@ class Run:
     steps: int
     adaptation: float
     held_out: float
+    score: float | None = None
+    """The domain's, of images that the user generates."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What the domain's score is taken with: the mean over a side's prompts."""
+
+    name: str
+    generate: Generate
+    settings: ScoreSettings
+    reference: Path
+    """Of the case, as the stage `reference` wrote it."""
+    raw: Path
+    scorers: Path
+
+    def score(self, unet: torch.nn.Module, task: Task, side: str) -> float:
+        table = prompt_table(task.data, side, self.generate)
+        tensors = read_tensors(self.reference / REFERENCE_FILE, f"run `dvc repro reference@{self.reference.name}`")
+        vae: Any = load_vae(task.model)
+        with TemporaryDirectory() as folder:
+            how = (self.generate, task.seed, f"{side} side", task.compute)
+            generate_user(unet, vae.to(task.device), task.data, table, task.model, Path(folder), *how)
+            extractors = Extractors(self.settings, self.scorers, 1, task.device, task.compute)
+            seen = (self.raw, task.data, Reference.from_tensors(tensors), [self.name], extractors)
+            return float(np.nanmean(score_images(table, Path(folder), *seen).table[self.name]))
 
 
 @dataclass(frozen=True)
@@ -49,11 +83,12 @@ class Task:
     seed: int
     device: str = "cpu"
     compute: Compute = Compute()
+    judge: Judge | None = None
 
-    def losses(
+    def train(
         self, side: str, config: Adapt, stream: Sequence[str | int], frozen: Collection[str] = ()
-    ) -> dict[str, tuple[float, float]]:
-        """Part -> the denoising loss before and after a side's user trained, at the same draws.
+    ) -> tuple[torch.nn.Module, dict[str, tuple[float, float]]]:
+        """A side's user, and by part the denoising loss before and after they trained, at the same draws.
 
         Args:
             stream: what the user draws from, beside the seed and the side.
@@ -72,30 +107,47 @@ class Task:
         label = f"{side} user at {config.lr:g}, {config.steps} steps"
         how = {"frozen": frozen, "generator": draws, "compute": self.compute, "description": label}
         finetune(unet, schedule, sets["adaptation"], config, **how)
-        return {name: (before[name], loss(part)) for name, part in sets.items()}
+        return unet, {name: (before[name], loss(part)) for name, part in sets.items()}
 
     def run(self, side: str, lr: float, steps: int) -> Run:
-        found = self.losses(side, self.config.model_copy(update={"lr": lr, "steps": steps}), ["tune"])
-        return Run(side, lr, steps, **{name: round(after / before, 5) for name, (before, after) in found.items()})
+        """The published model itself at 0 steps."""
+        unet, found = self.train(side, self.config.model_copy(update={"lr": lr, "steps": steps}), ["tune"])
+        losses = {name: round(after / before, 5) for name, (before, after) in found.items()}
+        score = round(self.judge.score(unet, self, side), 5) if self.judge else None
+        return Run(side, lr, steps, **losses, score=score)
 
 
 def best(runs: Sequence[Run]) -> tuple[float, int]:
     """Rate and steps of the lowest held-out loss, as the mean over both sides; of equals the fewest steps.
 
-    Both sides' users train alike: a rate for each would make the sides' difference one of rates.
+    Both sides' users train alike: a rate for each would make the sides' difference one of rates. The score stands
+    beside it, and does not decide: it rests on few images, and may well be what a protection is judged by.
     """
-    settings = sorted({(run.steps, run.lr) for run in runs})
-    of = {place: [run.held_out for run in runs if (run.steps, run.lr) == place] for place in settings}
-    steps, lr = min(settings, key=lambda place: sum(of[place]) / len(of[place]))
+    return _least([run for run in runs if run.steps], [run.held_out for run in runs if run.steps])
+
+
+def best_by_score(runs: Sequence[Run], *, lower_is_better: bool) -> tuple[float, int]:
+    """Rate and steps of the best score, as the mean over both sides; of equals the fewest steps."""
+    scored = [(run, run.score) for run in runs if run.steps and run.score is not None]
+    return _least([run for run, _ in scored], [score if lower_is_better else -score for _, score in scored])
+
+
+def _least(runs: Sequence[Run], values: Sequence[float]) -> tuple[float, int]:
+    of: dict[tuple[int, float], list[float]] = {}
+    for run, value in zip(runs, values, strict=True):
+        of.setdefault((run.steps, run.lr), []).append(value)
+    steps, lr = min(sorted(of), key=lambda place: sum(of[place]) / len(of[place]))
     return lr, steps
 
 
 def tune(task: Task, lrs: Sequence[float], steps: Sequence[int], out: Path, workers: int) -> list[Run]:
     """Every rate with every number of steps, for both sides; writes `out`/runs.csv and `out`/curves.png.
 
-    Each is a run of its own: a user who stops at 60 steps is not one who goes on to 90.
+    Each is a run of its own: a user who stops at 60 steps is not one who goes on to 90. With a judge, the published
+    model is scored as well: a run of 0 steps.
     """
-    grid = [(side, lr, n) for side in SIDES for lr in sorted(lrs) for n in sorted(steps)]
+    trained = [(lr, n) for lr in sorted(lrs) for n in sorted(steps)]
+    grid = [(side, *place) for side in SIDES for place in [*([(0.0, 0)] if task.judge else []), *trained]]
     with folder_atomically(out) as temporary:
         paths = {place: temporary / f"{i}.json" for i, place in enumerate(grid)}
         tasks = {
@@ -110,23 +162,30 @@ def tune(task: Task, lrs: Sequence[float], steps: Sequence[int], out: Path, work
             writer = csv.DictWriter(file, list(asdict(runs[0])), lineterminator="\n")
             writer.writeheader()
             writer.writerows(asdict(run) for run in runs)
-        curves(runs, temporary / "curves.png")
+        curves(runs, temporary / "curves.png", SCORES[task.judge.name].label if task.judge else None)
     return runs
 
 
-def curves(runs: Sequence[Run], path: Path) -> Path:
-    """Losses over steps, a colour a rate; drawn through: held-out images, dotted: those trained on."""
+def curves(runs: Sequence[Run], path: Path, score: str | None = None) -> Path:
+    """Losses over steps, a colour a rate; drawn through on held-out images; below, the score."""
     plt = matplotlib_pyplot()
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for axis, side in zip(axes, SIDES, strict=True):
-        for color, lr in enumerate(sorted({run.lr for run in runs})):
-            own = sorted((run for run in runs if (run.side, run.lr) == (side, lr)), key=lambda run: run.steps)
-            for part, style in (("held_out", "o-"), ("adaptation", "o:")):
-                values = [1.0, *(getattr(run, part) for run in own)]
-                label = f"{lr:g}" if part == "held_out" else None
-                axis.plot([0, *(run.steps for run in own)], values, style, color=f"C{color}", label=label)
-        axis.set(title=f"Full fine-tuning, {side} side", xlabel="steps")
-    axes[0].set_ylabel("denoising loss over the published model's")
-    axes[1].legend(title="learning rate (dotted: images trained on)", fontsize=7)
+    rows = 2 if score else 1
+    figure, grid = plt.subplots(rows, 2, figsize=(9, 3.4 * rows), sharey="row", squeeze=False)
+    for column, side in enumerate(SIDES):
+        mine = [run for run in runs if run.side == side]
+        published = [run.score for run in mine if not run.steps]
+        for color, lr in enumerate(sorted({run.lr for run in mine if run.steps})):
+            own = sorted((run for run in mine if run.lr == lr and run.steps), key=lambda run: run.steps)
+            steps, how = [0, *(run.steps for run in own)], {"color": f"C{color}"}
+            grid[0][column].plot(steps, [1.0, *(run.held_out for run in own)], "o-", label=f"{lr:g}", **how)
+            grid[0][column].plot(steps, [1.0, *(run.adaptation for run in own)], "o:", **how)
+            if score:
+                grid[1][column].plot(steps, [*published, *(run.score for run in own)], "o-", **how)
+        grid[0][column].set_title(f"Full fine-tuning, {side} side")
+        grid[-1][column].set_xlabel("steps")
+    grid[0][0].set_ylabel("denoising loss over the published model's")
+    if score:
+        grid[1][0].set_ylabel(score)
+    grid[0][1].legend(title="learning rate (dotted: images trained on)", fontsize=7)
     figure.tight_layout()
     return save_figure(figure, path)

@@ -35,7 +35,7 @@ def hatched(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image, float)
     rows, columns = np.indices(pixels.shape[:2])
     period = max(2, round(PERIOD * image.width / 64))
-    line = ((rows + columns) % period < period / 4)[..., None]
+    line = np.asarray((rows + columns) % period < period / 4)[..., None]
     return Image.fromarray(np.where(line, pixels + STRENGTH * (INK - pixels), pixels).round().astype(np.uint8))
 
 
