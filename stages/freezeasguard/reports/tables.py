@@ -229,6 +229,7 @@ def write_tables(params: Params, reports: Path, data: Path) -> list[Path]:
         notes = [
             "Mean of the paired differences over the same prompts and noise; interval and two-sided p-value by "
             "bootstrap over class, prompt and image; Holm's correction over the comparisons of one score.",
+            "Conditional on one run: one draw of classes, masks and users. `freezeasguard collect` tests over seeds.",
         ]
         header, rows = difference_rows(params, case_name, reports)
         written.append(
