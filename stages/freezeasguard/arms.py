@@ -89,8 +89,8 @@ class Arm:
 
     @property
     def headline(self) -> bool:
-        """Whether it belongs to the table at the headline rho: one of the paper's, at no ratio of its own."""
-        plain = self.granularity == "tensor" and self.percent is None and not self.draw
+        """Whether metrics name it: one of the paper's arms at the headline rho, by the experiment's own preset."""
+        plain = self.granularity == "tensor" and self.percent is None and not self.draw and not self.kind.preset
         return plain and not self.before and not self.kind.control
 
     def rho(self, headline: float) -> float:
