@@ -57,13 +57,15 @@ class Judge:
     generate: Generate
     settings: ScoreSettings
     reference: Path
-    """Of the case, as the stage `reference` wrote it."""
+    """Of the case's features, as the stage `reference` wrote it."""
     raw: Path
     scorers: Path
 
     def score(self, unet: torch.nn.Module, task: Task, side: str) -> float:
         table = prompt_table(task.data, side, self.generate)
-        tensors = read_tensors(self.reference / REFERENCE_FILE, f"run `dvc repro reference@{self.reference.name}`")
+        tensors = read_tensors(
+            self.reference / REFERENCE_FILE, f"run `dvc repro reference@{self.reference.parent.name}`"
+        )
         vae: Any = load_vae(task.model)
         with TemporaryDirectory() as folder:
             how = (self.generate, task.seed, f"{side} side", task.compute)
