@@ -54,7 +54,9 @@ def before(project: Path) -> dict[str, str]:
 
 
 CASES = ("portraits", "artworks", "explicit")
-MASKS = {f"protect/{case}-freezeasguard" for case in CASES} | {f"protect/{case}-freezeasguard-70" for case in CASES[1:]}
+LEARNED = ("freezeasguard", "freezeasguard_paper", "freezeasguard_official", "freezeasguard-element")
+MASKS = {f"protect/{case}-{arm}" for case in CASES for arm in LEARNED}
+MASKS |= {f"protect/{case}-freezeasguard-70" for case in CASES[1:]}
 IMMAS, ANCHORS = ({f"protect/{case}-{method}" for case in CASES} for method in ("imma", "anchored"))
 USERS = {f"adapt/{case}-{arm.name}" for case, arm in parse_params(yaml.safe_load(profile_text("tiny")), Path()).cells}
 RELEARN, GENERATE = {f"relearn/{case}" for case in CASES}, {f"generate/{case}" for case in CASES}
