@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from freezeasguard.settings.params import Params
 from freezeasguard.sides import SIDES
 
 DASHES = {"tensor": "-", "row": "--", "element": ":"}
+OF_UNITS = {"tensor": "", "row": " of rows", "element": " of weights"}
+DODGE = 1.2
+"""Percent points between the families of arms that share a ratio."""
 SHOWN_UPDATES = (5, 10)
 """Mask updates after which Figure 14 shows the simulated user's loss."""
 
@@ -43,21 +47,24 @@ def fall_with_ends(scores: CaseScores, arm: Arm, side: str) -> tuple[float, floa
 def rho_figure(scores: CaseScores, path: Path) -> Path:
     """What each method takes from either side over rho, and the illegal-legal gap, with 95% intervals.
 
-    A method without a ratio is a horizontal line. The gap's bars are as if both sides' errors were independent: the
-    sides share no image.
+    A method without a ratio is a horizontal line; points of one ratio stand beside each other. The gap's bars are as if
+    both sides' errors were independent: the sides share no image.
     """
     plt = matplotlib_pyplot()
     params = scores.params
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharex=True)
-    for (_, granularity), arms in families(params, scores.case).items():
+    shown = families(params, scores.case)
+    beside = {family: DODGE * i for i, family in enumerate(f for f, arms in shown.items() if arms[0].kind.freezes)}
+    for family, arms in shown.items():
+        granularity = family[1]
         falls = np.array([[fall_with_ends(scores, arm, side) for side in SIDES] for arm in arms])  # [arm, side, 3]
         value, below, above = falls[..., 0], falls[..., 0] - falls[..., 1], falls[..., 2] - falls[..., 0]
         gap = (value[:, 0] - value[:, 1], np.hypot(below[:, 0], above[:, 1]), np.hypot(above[:, 0], below[:, 1]))
         panels = [(value[:, s], below[:, s], above[:, s]) for s in range(len(SIDES))] + [gap]
-        label = arms[0].kind.label.format(share="").rstrip("- ,") + {"tensor": ""}.get(granularity, f", {granularity}s")
+        label = re.sub(r"[-, ]*\{share\}", "", arms[0].kind.label) + OF_UNITS[granularity]
         for axis, (middle, down, up) in zip(axes, panels, strict=True):
             if arms[0].kind.freezes:
-                x = [100 * arm.rho(params.rho) for arm in arms]
+                x = [100 * arm.rho(params.rho) + beside[family] - DODGE * (len(beside) - 1) / 2 for arm in arms]
                 bars = np.clip(np.stack([down, up]), 0, None)
                 look = {"marker": "o", "markersize": 4, "linewidth": 1.3, "elinewidth": 0.8, "capsize": 2}
                 axis.errorbar(
