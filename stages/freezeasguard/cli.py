@@ -213,7 +213,9 @@ def _task(params: Params, case: str, *, judged: bool = False) -> Task:
     """What a case's users train on, for commands that train users outside the pipeline; judged by its first score."""
     from freezeasguard.commands import DATA, FEATURES, SCORERS
     from freezeasguard.models.latents import CaseData
+    from freezeasguard.reading import read_tensors
     from freezeasguard.scores.registry import SCORES
+    from freezeasguard.scores.scoring import REFERENCE_FILE, Reference
     from freezeasguard.users.tuning import Judge, Task
     from freezeasguard.workers import resolve_device
 
@@ -222,8 +224,10 @@ def _task(params: Params, case: str, *, judged: bool = False) -> Task:
     data, model = CaseData.load(DATA / "latents" / case), DATA / "fetched" / params.cases[case].model
     judge, domain = None, params.domain_of(case)
     if judged and (names := [name for name in domain.score_names() if SCORES[name].an_image]):
-        raw, reference = DATA / "raw" / params.cases[case].domain, DATA / "reference" / case / FEATURES
-        judge = Judge(names[0], params.generate_block(case), params.score_block, reference, raw, SCORERS)
+        path = DATA / "reference" / case / FEATURES / REFERENCE_FILE
+        real = Reference.from_tensors(read_tensors(path, f"run `dvc repro reference@{case}`"))
+        raw = DATA / "raw" / params.cases[case].domain
+        judge = Judge(names[0], params.generate_block(case), params.score_block, real, raw, SCORERS)
     device = resolve_device(params.device)
     return Task(model, data, params.adapt_block(case), params.seed, device, params.compute, judge)
 

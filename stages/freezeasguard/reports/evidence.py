@@ -11,6 +11,7 @@ import numpy as np
 
 from freezeasguard.reports.collect import Row, read_cells
 from freezeasguard.reports.findings import (
+    ENDPOINTS,
     LEVEL,
     Finding,
     corrected,
@@ -27,7 +28,7 @@ from freezeasguard.sides import SIDES
 RIVALS = ("uce", "imma")
 """What others publish: every protection of ours is set beside them, seed by seed."""
 WORTH_SEEING = {"score": 0.1, "loss": 0.03}
-"""The gap that a study should be able to show; the primary endpoint first."""
+"""The gap that a study should be able to show, by endpoint."""
 POWER = 0.8
 MOST_SEEDS = 1000
 
@@ -55,7 +56,7 @@ def pooled_rows(findings: Sequence[Finding]) -> list[list[str]]:
     rows = []
     for label, ones in by_label.items():
         row = [label, str(len(ones))]
-        for measure in WORTH_SEEING:
+        for measure in ENDPOINTS:
             values = [value for one in ones if one.has_signal(measure) for value in one.over(measure).values()]
             row += [str(len(values)), interval_text(values, "+.3f"), p_text(p_of(values))]
         rows.append(row)
@@ -80,7 +81,7 @@ def rival_rows(findings: Sequence[Finding]) -> list[list[str]]:
         for rival in findings
         if ours.kind.arm.kind.ours and rival.kind.arm.method in RIVALS and ours.case == rival.case
     ]
-    wider = {name: [_differences(*pair, lambda one, of=name: one.gap(of)) for pair in pairs] for name in WORTH_SEEING}
+    wider = {name: [_differences(*pair, lambda one, of=name: one.gap(of)) for pair in pairs] for name in ENDPOINTS}
     ps = {measure: corrected([p_of(values) for values in lines]) for measure, lines in wider.items()}
     rows = []
     for index, (ours, rival) in enumerate(pairs):
@@ -110,8 +111,8 @@ def power_rows(findings: Sequence[Finding]) -> list[list[str]]:
     """How many seeds would show a gap that is worth seeing; a line a mask with a random twin, and measure."""
     rows = []
     for one in findings:
-        for measure, worth in WORTH_SEEING.items():
-            values = list(one.over(measure).values())
+        for measure in ENDPOINTS:
+            worth, values = WORTH_SEEING[measure], list(one.over(measure).values())
             if one.blind and len(values) > 1 and (spread := float(np.std(values, ddof=1))):
                 needed = repetitions_for(worth / spread)
                 shown = str(needed) if needed < MOST_SEEDS else f"over {MOST_SEEDS}"
@@ -161,7 +162,7 @@ def null_rows(cells: Sequence[Row]) -> list[list[str]]:
                 if len(draws) > 1
             ]
             row = [case, kind.arm.label(kind.rho)]
-            for measure in WORTH_SEEING:
+            for measure in ENDPOINTS:
                 halves = np.array([(a.gap(measure) - b.gap(measure)) / 2 for a, b in pairs])
                 halves = halves[~np.isnan(halves)]
                 row += [str(len(halves)), f"{math.sqrt(np.mean(halves**2)):.3f}" if len(halves) else "-"]

@@ -26,10 +26,12 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.reports.collect import Row, read_cells
 from freezeasguard.reports.rendering import write_table
-from freezeasguard.reports.study import MEASURES, Kept, Kind, kept_by_seed, share_text, student_interval
+from freezeasguard.reports.study import Kept, Kind, kept_by_seed, share_text, student_interval
 from freezeasguard.scores.comparisons import holm
 from freezeasguard.sides import SIDES
 
+ENDPOINTS = ("score", "loss")
+"""The primary measure, and the secondary."""
 MOST_LEGAL_COST = 0.05
 LEVEL = 0.05
 HEADER = [
@@ -150,12 +152,17 @@ def corrected(raw: Sequence[float]) -> list[float]:
     return [p if math.isnan(p) else next(found) for p in raw]
 
 
+def corrected_ps(findings: Sequence[Finding]) -> dict[str, list[float]]:
+    """Endpoint -> Holm's p of each finding."""
+    return {measure: corrected([one.p(measure) for one in findings]) for measure in ENDPOINTS}
+
+
 def finding_rows(findings: Sequence[Finding]) -> list[list[str]]:
-    ps = {measure: corrected([one.p(measure) for one in findings]) for measure in MEASURES}
+    ps = corrected_ps(findings)
     rows = []
     for index, one in enumerate(findings):
         row = [one.case, one.label]
-        for measure in ("score", "loss"):
+        for measure in ENDPOINTS:
             over, p = one.over(measure), ps[measure][index]
             row += [str(len(over)), *(share_text(one.kept(measure, side)) for side in SIDES)]
             if measure == "score":
@@ -200,7 +207,7 @@ QUESTIONS = (
 
 def answers(findings: Sequence[Finding]) -> str:
     """A paragraph a question, every word of it from the findings' figures; Markdown."""
-    ps = {measure: corrected([one.p(measure) for one in findings]) for measure in MEASURES}
+    ps = corrected_ps(findings)
     lines = []
     for question in QUESTIONS:
         asked = [
@@ -212,7 +219,7 @@ def answers(findings: Sequence[Finding]) -> str:
             lines.append(f"- **{question.text}**")
         for index in asked:
             one, said = findings[index], []
-            for measure in ("score", "loss"):
+            for measure in ENDPOINTS:
                 verdict = one.verdict(measure, ps[measure][index])
                 said.append(f"by {measure} *{verdict}*" + (f" ({_figures(one, measure)})" if one.over(measure) else ""))
             lines.append(f"  - {one.case}, {one.label}: {'; '.join(said)}.")
@@ -231,16 +238,13 @@ def write_findings(cells: Path, readme: Path | None = None) -> list[Path]:
     findings = findings_of(read_cells(cells.read_text(), str(cells)))
     if not findings:
         raise FreezeAsGuardError(f"{cells} holds no protection beside full fine-tuning; run the profile study")
-    tables = cells.parent / "tables"
-    table = write_table(
-        tables / "findings", "What the study found", HEADER, finding_rows(findings), finding_notes(findings)
-    )
-    said = answers(findings)
-    notes = "\n".join(finding_notes(findings))
+    tables, notes = cells.parent / "tables", finding_notes(findings)
+    table = write_table(tables / "findings", "What the study found", HEADER, finding_rows(findings), notes)
+    said = "\n".join([answers(findings), "", *notes])
     with write_atomically(tables / "answers.md") as temporary:
-        temporary.write_text(f"# What the study answers\n\n{said}\n\n{notes}\n")
+        temporary.write_text(f"# What the study answers\n\n{said}\n")
     if readme:
-        write_block(readme, f"{said}\n\n{notes}")
+        write_block(readme, said)
     return [table, tables / "answers.md"]
 
 

@@ -25,8 +25,8 @@ from freezeasguard.models.diffusion import model_hash, stored_tensors
 from freezeasguard.models.granularity import n_frozen
 from freezeasguard.protections.random_freezing import random_frozen
 from freezeasguard.reading import read_json
+from freezeasguard.reports.findings import interval_text, p_text
 from freezeasguard.reports.rendering import write_table
-from freezeasguard.reports.study import student_interval
 from freezeasguard.scores.kept import kept_share
 from freezeasguard.seeds import seed_of
 from freezeasguard.settings.code import code_of
@@ -205,18 +205,15 @@ def bound(task: Task, case: str, rho: float, n_masks: int, out: Path, workers: i
     draw = torch.Generator().manual_seed(seed_of(task.seed, "bound, blind", case))
     tried = {f"best-{i}": candidates[place] for i, place in enumerate(order)}
     tried |= {f"blind-{i}": random_frozen(names, rho, draw) for i in range(N_BEST)}
-    # A name tells its mask: another number of masks draws other candidates.
-    jobs = {
-        f"{name}-of-{n_masks}-stream-{stream}": (mask, stream)
-        for name, mask in tried.items()
-        for stream in range(1, 1 + FRESH_SEEDS)
-    }
-    again = users.run(jobs)
+    streams = range(1, 1 + FRESH_SEEDS)
+
+    def job(name: str, stream: int) -> str:
+        """It tells its mask: another number of masks draws other candidates."""
+        return f"{name}-of-{n_masks}-stream-{stream}"
+
+    again = users.run({job(name, stream): (mask, stream) for name, mask in tried.items() for stream in streams})
     fresh = {
-        name: {
-            side: kept_of([run[side] for job, run in again.items() if job.startswith(f"{name}-of-")], of_full[side])
-            for side in SIDES
-        }
+        name: {side: kept_of([again[job(name, stream)][side] for stream in streams], of_full[side]) for side in SIDES}
         for name in tried
     }
     with folder_atomically(out) as temporary:
@@ -245,27 +242,18 @@ def table(
         ["Drawn masks: gap, mean and SD", str(len(gap)), "", "", f"{gap.mean():+.3f}, SD {gap.std(ddof=1):.3f}", ""]
     ]
     for name, one in found.items():
-        rows.append(
-            [
-                f"Explained of it by groups, {name}: R^2 out of sample",
-                str(len(gap)),
-                "",
-                "",
-                f"{one.r2:+.2f}",
-                f"{one.p:.3f}",
-            ]
-        )
+        label = f"Explained of it by groups, {name}: R^2 out of sample"
+        rows.append([label, str(len(gap)), "", "", f"{one.r2:+.2f}", p_text(one.p)])
     gaps: dict[str, list[float]] = {}
     for label, start in (("Predicted best, never tried before", "best"), ("Blind", "blind")):
         ones = [kept for name, kept in fresh.items() if name.startswith(start)]
         gaps[start] = [one["legal"] - one["illegal"] for one in ones]
-        mean, low, high = student_interval(gaps[start])
         shares = [f"{np.mean([one[side] for one in ones]):.2f}" for side in SIDES]
-        rows.append([label, str(len(ones)), *shares, f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]", ""])
+        rows.append([label, str(len(ones)), *shares, interval_text(gaps[start], "+.3f"), ""])
     difference = ttest_ind(gaps["best"], gaps["blind"], equal_var=False)
     low, high = difference.confidence_interval()
     wider = float(np.mean(gaps["best"]) - np.mean(gaps["blind"]))
-    rows.append(["Best over blind", "", "", "", f"{wider:+.3f} [{low:+.3f}, {high:+.3f}]", f"{difference.pvalue:.3f}"])
+    rows.append(["Best over blind", "", "", "", f"{wider:+.3f} [{low:+.3f}, {high:+.3f}]", p_text(difference.pvalue)])
     hopeless = all(one.r2 <= 0 for one in found.values())
     said = "No regression explains anything of the sides' difference out of sample. " if hopeless else ""
     notes = [

@@ -22,11 +22,11 @@ from freezeasguard.models.computing import configure
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, load_vae
 from freezeasguard.models.generate import generate_user, prompt_table
 from freezeasguard.models.latents import CaseData, LatentSet
-from freezeasguard.reading import read_json, read_tensors
+from freezeasguard.reading import read_json
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.scores.extractors import Extractors
 from freezeasguard.scores.registry import SCORES
-from freezeasguard.scores.scoring import REFERENCE_FILE, Reference, score_images
+from freezeasguard.scores.scoring import Reference, score_images
 from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.params import Score as ScoreSettings
@@ -56,22 +56,18 @@ class Judge:
     name: str
     generate: Generate
     settings: ScoreSettings
-    reference: Path
-    """Of the case's features, as the stage `reference` wrote it."""
+    reference: Reference
     raw: Path
     scorers: Path
 
     def score(self, unet: torch.nn.Module, task: Task, side: str) -> float:
         table = prompt_table(task.data, side, self.generate)
-        tensors = read_tensors(
-            self.reference / REFERENCE_FILE, f"run `dvc repro reference@{self.reference.parent.name}`"
-        )
         vae: Any = load_vae(task.model)
         with TemporaryDirectory() as folder:
             how = (self.generate, task.seed, f"{side} side", task.compute)
             generate_user(unet, vae.to(task.device), task.data, table, task.model, Path(folder), *how)
             extractors = Extractors(self.settings, self.scorers, 1, task.device, task.compute)
-            seen = (self.raw, task.data, Reference.from_tensors(tensors), [self.name], extractors)
+            seen = (self.raw, task.data, self.reference, [self.name], extractors)
             return float(np.nanmean(score_images(table, Path(folder), *seen).table[self.name]))
 
 

@@ -250,17 +250,29 @@ def _is_color(key: str, value: object) -> bool:
     return key.endswith("Color") and isinstance(value, list) and len(value) > 0
 
 
-def drawings(style: str, n: int, size_px: int, seed: int) -> Iterator[Drawing]:
-    """`n` drawings that differ from one another, on plain backgrounds."""
-    rng = np.random.default_rng([seed, STYLES.index(style)])
+def on_plain_backgrounds(
+    style: str, n: int, size_px: int, name: str, rng: np.random.Generator
+) -> Iterator[tuple[Image.Image, dict[str, Any], str]]:
+    """`n` drawings that differ from one another, with the options that dicebear resolved and the background's name.
+
+    Args:
+        name: of the series; what is drawn follows from it, and the backgrounds from `rng`.
+    """
     seen: set[bytes] = set()
     index = 0
     while len(seen) < n:
         background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
-        options = {"seed": f"{style}-{seed}-{index}", "backgroundColor": [BACKGROUNDS[background]]}
+        options = {"seed": f"{name}-{index}", "backgroundColor": [BACKGROUNDS[background]]}
         index += 1
         image, resolved = render_style(style, options, size_px)
         if (pixels := image.tobytes()) not in seen:
             seen.add(pixels)
-            text = f"a drawing by {artist(style)} of {described(style, resolved)}, on a {background} background"
-            yield Drawing(image, text)
+            yield image, resolved, background
+
+
+def drawings(style: str, n: int, size_px: int, seed: int) -> Iterator[Drawing]:
+    """`n` drawings that differ from one another, on plain backgrounds."""
+    rng = np.random.default_rng([seed, STYLES.index(style)])
+    for image, options, background in on_plain_backgrounds(style, n, size_px, f"{style}-{seed}", rng):
+        text = f"a drawing by {artist(style)} of {described(style, options)}, on a {background} background"
+        yield Drawing(image, text)

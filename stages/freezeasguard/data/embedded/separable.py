@@ -9,12 +9,11 @@ and cannot tell faces from faces, has said something about faces.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from freezeasguard.data.embedded.drawn_people import BACKGROUNDS, render_style
+from freezeasguard.data.embedded.illustrators import Drawing, on_plain_backgrounds
 
 KNOWN = {"hatched": "big-smile", "renamed": "fun-emoji"}
 """The style of each class, both of the pretraining corpus (`miniature.corpus.GENERIC_STYLES`)."""
@@ -22,12 +21,6 @@ SUBJECTS = {"hatched": "a big smile drawing", "renamed": "a kavelo drawing"}
 """What captions say; the first as the corpus does, the second a word that no caption of it has."""
 PERIOD, INK, STRENGTH = 8, 24, 0.75
 """Of the hatching at 64 px: pixels between lines, their grey, and how much of the drawing they cover."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    image: Image.Image
-    caption: str
 
 
 def hatched(image: Image.Image) -> Image.Image:
@@ -42,14 +35,7 @@ def hatched(image: Image.Image) -> Image.Image:
 def drawings(class_name: str, n: int, size_px: int, seed: int) -> Iterator[Drawing]:
     """`n` drawings that differ from one another, and from the corpus's, on plain backgrounds."""
     rng = np.random.default_rng([seed, list(KNOWN).index(class_name)])
-    seen: set[bytes] = set()
-    index = 0
-    while len(seen) < n:
-        background = list(BACKGROUNDS)[int(rng.integers(len(BACKGROUNDS)))]
-        options = {"seed": f"separable-{seed}-{index}", "backgroundColor": [BACKGROUNDS[background]]}
-        index += 1
-        image, _ = render_style(KNOWN[class_name], options, size_px)
-        image = hatched(image) if class_name == "hatched" else image
-        if image.tobytes() not in seen:
-            seen.add(image.tobytes())
-            yield Drawing(image, f"{SUBJECTS[class_name]} on a {background} background")
+    series = on_plain_backgrounds(KNOWN[class_name], n, size_px, f"separable-{seed}", rng)
+    for image, _, background in series:
+        shown = hatched(image) if class_name == "hatched" else image
+        yield Drawing(shown, f"{SUBJECTS[class_name]} on a {background} background")
