@@ -15,21 +15,20 @@ from typer.testing import CliRunner
 from freezeasguard.cli import cli
 from freezeasguard.models.diffusion import stored_tensors
 from freezeasguard.settings.users import Adapt
-from freezeasguard.users import adapt, tuning
 from freezeasguard.users import bound as module
+from freezeasguard.users import trials
 from freezeasguard.users.bound import (
     Explained,
     explained,
     free_shares,
     group_of,
-    kept_of,
     regressions,
     residual,
     table,
     tilted_mask,
 )
-from test_tuning import toy_task
-from test_users import World
+from freezeasguard.users.trials import kept_of
+from test_tuning import toy_task, toy_world
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 
@@ -121,12 +120,9 @@ def test_the_table_says_what_was_tried() -> None:
 
 def test_the_whole_on_toy_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every mask is trained under on both sides once, a killed run goes on, and the tables hold what was trained."""
-    toy = World(tmp_path, monkeypatch)
+    toy = toy_world(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
-    tensors = {name: t.detach() for name, t in adapt.load_unet(Path()).named_parameters()}
-    for name in ("load_unet", "load_scheduler"):
-        monkeypatch.setattr(tuning, name, getattr(adapt, name))
-    monkeypatch.setattr(module, "stored_tensors", lambda _: tensors)
+    monkeypatch.setattr(module, "stored_tensors", trials.stored_tensors)
     monkeypatch.setattr(module, "CANDIDATES", 4)
     monkeypatch.setattr(module, "N_BEST", 2)
     monkeypatch.setattr(module, "PERMUTATIONS", 2)

@@ -16,7 +16,7 @@ from freezeasguard.cli import cli
 from freezeasguard.models.latents import CaseData
 from freezeasguard.settings.users import Adapt
 from freezeasguard.sides import SIDES
-from freezeasguard.users import adapt, tuning
+from freezeasguard.users import adapt, trials, tuning
 from freezeasguard.users.tuning import Run, Task, best, best_by_score, tune
 from test_users import World
 
@@ -40,10 +40,17 @@ def toy_task() -> Task:
     return Task(Path(), CaseData(pd.DataFrame(rows), latents, text, text[0]), Adapt(steps=1, batch_size=2, lr=1.0), 0)
 
 
-def test_every_run_of_the_grid_is_one_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def toy_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """What commands that train outside the pipeline read is the toy model."""
     world = World(tmp_path, monkeypatch)
     for name in ("load_unet", "load_scheduler"):
         monkeypatch.setattr(tuning, name, getattr(adapt, name))
+    monkeypatch.setattr(trials, "stored_tensors", adapt.stored_tensors)
+    return world
+
+
+def test_every_run_of_the_grid_is_one_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = toy_world(tmp_path, monkeypatch)
     task = toy_task()
     runs = tune(task, [1e-2, 1e-3], [2, 5], tmp_path / "out", workers=1)
     assert [(r.side, r.lr, r.steps) for r in runs] == [(s, lr, n) for s in SIDES for lr in (1e-3, 1e-2) for n in (2, 5)]
@@ -73,9 +80,7 @@ def test_a_judge_scores_every_user_and_the_published_model(tmp_path: Path, monke
         def score(self, unet: torch.nn.Module, task: Task, side: str) -> float:
             return sum(float(p.detach().abs().sum()) for p in unet.parameters())
 
-    world = World(tmp_path, monkeypatch)
-    for name in ("load_unet", "load_scheduler"):
-        monkeypatch.setattr(tuning, name, getattr(adapt, name))
+    world = toy_world(tmp_path, monkeypatch)
     judge: Any = Fake()
     task = dataclasses.replace(toy_task(), judge=judge)
     runs = tune(task, [1e-2], [2, 5], tmp_path / "out", workers=1)

@@ -209,6 +209,33 @@ def bound(
     print(written.read_text())
 
 
+@cli.command()
+def attack(
+    case: Annotated[str, typer.Argument(help="A case of params.yaml that is protected.")],
+    arms: Annotated[list[str] | None, typer.Argument(help="Arms of the case; none: all that are fine-tuned.")] = None,
+    lr: Annotated[str, typer.Option(help="Learning rates, with commas; the case's own is among them.")] = (
+        "1e-4,2e-4,5e-4"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, help="Users of each kind.")] = 3,
+    longer: Annotated[int, typer.Option(min=1, help="Times the case's steps, at its rate; 1: none.")] = 4,
+) -> None:
+    """What protections keep against users of other rates, seeds and more steps, into reports/attacks/CASE."""
+    from freezeasguard.arms import Arm
+    from freezeasguard.commands import DATA, REPORTS
+    from freezeasguard.settings.params import load_params
+    from freezeasguard.users.attacks import FULL, attacks_of
+    from freezeasguard.users.attacks import attack as attack_case
+
+    params = load_params()
+    task = _task(params, case)
+    asked = arms or [arm for arm in params.cases[case].arms if not Arm.parse(arm).before and arm != FULL]
+    attacks = attacks_of(task, [float(text) for text in lr.split(",")], longer)
+    where = f"Profile {params.profile}, seed {params.seed}, roles {params.roles}, attacker {task.config.attacker}."
+    folders = DATA / "protected" / case, REPORTS / "attacks" / case
+    how = {"rho": params.rho, "where": where}
+    print(attack_case(task, case, asked, attacks, seeds, *folders, params.workers, **how).read_text())
+
+
 def _task(params: Params, case: str, *, judged: bool = False) -> Task:
     """What a case's users train on, for commands that train users outside the pipeline; judged by its first score."""
     from freezeasguard.commands import DATA, FEATURES, SCORERS

@@ -19,20 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from freezeasguard.checkpoints import CHECKPOINTS, Pieces, digest
-from freezeasguard.files import folder_atomically, write_json
-from freezeasguard.models.diffusion import model_hash, stored_tensors
+from freezeasguard.checkpoints import CHECKPOINTS, Pieces
+from freezeasguard.files import folder_atomically
+from freezeasguard.models.diffusion import stored_tensors
 from freezeasguard.models.granularity import n_frozen
+from freezeasguard.models.protected import Protected
 from freezeasguard.protections.random_freezing import random_frozen
-from freezeasguard.reading import read_json
 from freezeasguard.reports.findings import interval_text, p_text
 from freezeasguard.reports.rendering import write_table
-from freezeasguard.scores.kept import kept_share
 from freezeasguard.seeds import seed_of
-from freezeasguard.settings.code import code_of
 from freezeasguard.sides import SIDES
+from freezeasguard.users.trials import Trial, Trials, identity, kept_of
 from freezeasguard.users.tuning import Task
-from freezeasguard.workers import run_side_by_side
 
 KINDS: Mapping[str, tuple[str, ...]] = {
     "self attention": ("attn1",),
@@ -80,13 +78,6 @@ def free_shares(masks: Sequence[frozenset[str]], sizes: Mapping[str, int]) -> np
     free = np.array([[name not in mask for name in names] for mask in masks]) * weights
     total = np.bincount(place, weights)
     return np.stack([np.bincount(place, row, len(groups)) for row in free]) / total
-
-
-def kept_of(records: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]]) -> float:
-    """The mean over users' runs of what is kept of full fine-tuning's mean fall of the loss."""
-    before, after = (float(np.mean([run["adaptation"][end] for run in full])) for end in (0, 1))
-    shares = [kept_share(before, after, run["adaptation"][1]) for run in records]
-    return float(np.mean([np.nan if share is None else share for share in shares]))
 
 
 @dataclass(frozen=True)
@@ -142,44 +133,6 @@ def regressions() -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Users:
-    """Runs of both sides' users under masks, each kept in a file until the whole is done."""
-
-    task: Task
-    folder: Path
-    workers: int
-
-    def run(self, jobs: Mapping[str, tuple[frozenset[str], int]]) -> dict[str, dict[str, dict[str, Any]]]:
-        """By the jobs' names: side -> its losses. A job is a mask and the number of the users' stream."""
-        paths = {(name, side): self.folder / f"{name}-{side}.json" for name in jobs for side in SIDES}
-
-        def work(name: str, side: str, path: Path) -> Any:
-            mask, stream = jobs[name]
-            return lambda: write_json(path, self.task.train(side, self.task.config, ["bound", stream], mask)[1])
-
-        missing = {
-            f"{name}, {side}": work(name, side, path) for (name, side), path in paths.items() if not path.is_file()
-        }
-        if missing:
-            run_side_by_side(missing, self.workers, self.task.device)
-        return {name: {side: read_json(paths[name, side], f"remove {self.folder}") for side in SIDES} for name in jobs}
-
-
-def identity(task: Task, rho: float) -> dict[str, Any]:
-    """All that a run depends on but its mask and its stream, which its file names."""
-    return {
-        "rho": rho,
-        "config": task.config.model_dump(exclude={"checkpoint_steps", "checkpoint_minutes"}),
-        "seed": task.seed,
-        "model": model_hash(stored_tensors(task.model)),
-        "data": [digest(task.data.latents), digest(task.data.text), task.data.index.to_csv()],
-        "compute": task.compute.model_dump(),
-        "code": code_of("adapt", (__name__,)),
-        "torch": str(torch.__version__),
-    }
-
-
 def bound(task: Task, case: str, rho: float, n_masks: int, out: Path, workers: int) -> Path:
     """Draw, train, regress, try the best on fresh seeds; writes `out`/masks.csv and `out`/bound.md (.csv, .tex)."""
     tensors = stored_tensors(task.model)
@@ -187,10 +140,14 @@ def bound(task: Task, case: str, rho: float, n_masks: int, out: Path, workers: i
     names = sorted(sizes)
     rng = np.random.default_rng(seed_of(task.seed, "bound", case))
     masks = [tilted_mask(names, rho, rng) for _ in range(n_masks)]
-    pieces = Pieces(CHECKPOINTS / f"bound-{case}", identity(task, rho))
-    users = Users(task, pieces.path, workers)
-    full = users.run({f"full-{stream}": (frozenset(), stream) for stream in range(FULL_SEEDS)})
-    drawn = users.run({f"mask-{i}": (mask, 0) for i, mask in enumerate(masks)})
+    pieces = Pieces(CHECKPOINTS / f"bound-{case}", {"rho": rho, **identity(task, __name__)})
+    trials = Trials(task, pieces.path, workers)
+
+    def trial(mask: frozenset[str], stream: int) -> Trial:
+        return Trial(Protected("bound", mask), task.config, ("bound", stream))
+
+    full = trials.run({f"full-{stream}": trial(frozenset(), stream) for stream in range(FULL_SEEDS)})
+    drawn = trials.run({f"mask-{i}": trial(mask, 0) for i, mask in enumerate(masks)})
     of_full = {side: [run[side] for run in full.values()] for side in SIDES}
     kept = {side: np.array([kept_of([run[side]], of_full[side]) for run in drawn.values()]) for side in SIDES}
     gap, level = kept["legal"] - kept["illegal"], (kept["legal"] + kept["illegal"]) / 2
@@ -211,7 +168,7 @@ def bound(task: Task, case: str, rho: float, n_masks: int, out: Path, workers: i
         """It tells its mask: another number of masks draws other candidates."""
         return f"{name}-of-{n_masks}-stream-{stream}"
 
-    again = users.run({job(name, stream): (mask, stream) for name, mask in tried.items() for stream in streams})
+    again = trials.run({job(name, stream): trial(mask, stream) for name, mask in tried.items() for stream in streams})
     fresh = {
         name: {side: kept_of([again[job(name, stream)][side] for stream in streams], of_full[side]) for side in SIDES}
         for name in tried

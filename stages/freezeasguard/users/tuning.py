@@ -7,7 +7,7 @@ away is the optimiser's noise. No protection is looked at here, so that the choi
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from freezeasguard.models.computing import configure
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, load_vae
 from freezeasguard.models.generate import generate_user, prompt_table
 from freezeasguard.models.latents import CaseData, LatentSet
+from freezeasguard.models.protected import Protected
 from freezeasguard.reading import read_json
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.scores.extractors import Extractors
@@ -32,7 +33,7 @@ from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.params import Score as ScoreSettings
 from freezeasguard.settings.users import Adapt, Generate
 from freezeasguard.sides import SIDES
-from freezeasguard.users.training import finetune
+from freezeasguard.users.registry import attacker
 from freezeasguard.workers import run_side_by_side
 
 
@@ -84,12 +85,13 @@ class Task:
     judge: Judge | None = None
 
     def train(
-        self, side: str, config: Adapt, stream: Sequence[str | int], frozen: Collection[str] = ()
+        self, side: str, config: Adapt, stream: Sequence[str | int], protected: Protected | None = None
     ) -> tuple[torch.nn.Module, dict[str, tuple[float, float]]]:
         """A side's user, and by part the denoising loss before and after they trained, at the same draws.
 
         Args:
             stream: what the user draws from, beside the seed and the side.
+            protected: None for the model as published; the loss before is that model's in any case.
         """
         configure(self.compute, self.device)
         unet = load_unet(self.model).to(self.device)
@@ -103,8 +105,9 @@ class Task:
         before = {name: loss(part) for name, part in sets.items()}
         draws = torch.Generator().manual_seed(seed_of(self.seed, *stream, side))
         label = f"{side} user at {config.lr:g}, {config.steps} steps"
-        how = {"frozen": frozen, "generator": draws, "compute": self.compute, "description": label}
-        finetune(unet, schedule, sets["adaptation"], config, **how)
+        how = {"generator": draws, "compute": self.compute, "description": label}
+        start, attack = protected or Protected("full"), attacker(config.attacker)
+        attack(unet, start, schedule, sets["adaptation"], config, self.device, **how)
         return unet, {name: (before[name], loss(part)) for name, part in sets.items()}
 
     def run(self, side: str, lr: float, steps: int) -> Run:
