@@ -181,29 +181,36 @@ def test_workspace_and_experiments_are_gathered_once_each(root: Path) -> None:
     for odd in ("stash", "exec/EXEC_HEAD", "exec/EXEC_BRANCH", "celery/stash", "apply/ORIG_HEAD", "temp/x"):
         commit_cells(root, [row("full", "legal", 0.0, seed=77)], f"refs/exps/{odd}")
     write_rows(root / "reports/cells.csv", [row("random", "legal", 0.3)])
-    path = collect_cells(root)
+    path = collect_cells(root, "study")
     assert path == root / "reports/study/cells.csv"
     found = [(one["arm"], one["seed"], one["kept_loss"]) for one in collected(path)]
     # sorted, numbers as numbers; the workspace's value counts
     assert found == [("imma", "0", "0.2"), ("random", "0", "0.3"), ("full", "2", "1.0"), ("full", "10", "1.0")]
     before = path.read_bytes()
-    assert collect_cells(root).read_bytes() == before
+    assert collect_cells(root, "study").read_bytes() == before
 
 
 def test_a_clone_without_experiments_keeps_what_was_gathered(root: Path) -> None:
     commit_cells(root, [row("full", "legal", 1.0, seed=10)], of_experiment(root, "first"))
-    path = collect_cells(root)
+    path = collect_cells(root, "study")
     git(root, "update-ref", "-d", of_experiment(root, "first"))
-    assert len(collected(collect_cells(root))) == 1
+    assert len(collected(collect_cells(root, "study"))) == 1
     path.unlink()
     with pytest.raises(FreezeAsGuardError, match="neither the workspace nor an experiment"):
-        collect_cells(root)
+        collect_cells(root, "study")
+
+
+def test_the_workspaces_cells_of_another_profile_came_with_git(root: Path) -> None:
+    commit_cells(root, [row("full", "legal", 1.0, seed=1)], of_experiment(root, "first"))
+    write_rows(root / "reports/cells.csv", [row("full", "legal", 1.0, profile="tiny")])
+    assert [one["profile"] for one in collected(collect_cells(root, "study"))] == ["study"]
+    assert {one["profile"] for one in collected(collect_cells(root, "tiny"))} == {"study", "tiny"}
 
 
 def test_an_illegal_weight_makes_a_cell_of_its_own(root: Path) -> None:
     rows = [row("freezeasguard", "legal", 0.5), row("freezeasguard", "legal", 0.6, illegal_weight=0.7)]
     write_rows(root / "reports/cells.csv", rows)
-    assert len(collected(collect_cells(root))) == 2
+    assert len(collected(collect_cells(root, "study"))) == 2
 
 
 def test_cells_of_another_version_are_named() -> None:

@@ -10,7 +10,15 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.reports.findings import HEADER, answers, finding_rows, findings_of, write_block, write_findings
+from freezeasguard.reports.findings import (
+    HEADER,
+    answers,
+    finding_notes,
+    finding_rows,
+    findings_of,
+    write_block,
+    write_findings,
+)
 from freezeasguard.reports.summary import write_rows
 from test_collect import Row, row
 
@@ -74,6 +82,20 @@ def test_a_repetition_without_a_signal_is_left_out() -> None:
     (without,) = findings_of(seeds("anchored", LEARNED[:4]))
     assert finding_rows([one]) == finding_rows([without])
     assert finding_rows([one])[0][2] == "4"
+
+
+def test_the_notes_say_what_a_repetition_is_averaged_over() -> None:
+    both = seeds("anchored", LEARNED)
+    alone = [one for one in seeds("anchored", LEARNED, case="explicit") if one["roles"] == "given"]
+    texts = [" ".join(finding_notes(findings_of(cells))) for cells in (both, alone, [*both, *alone])]
+    assert "averaged over both role assignments" in texts[0]
+    assert "roles given alone, corrected" in texts[1] and "roles given alone in explicit, corrected" in texts[2]
+
+
+def test_cells_of_two_profiles_are_never_one_case() -> None:
+    """A random mask that another profile's users trained under is no twin."""
+    found = findings_of([*seeds("freezeasguard", LEARNED), *seeds("random", BLIND, profile="tiny")])
+    assert [(one.case, one.blind) for one in found] == [("portraits of study", None)]
 
 
 def test_more_lines_ask_for_more() -> None:

@@ -159,8 +159,9 @@ def collect(
     from freezeasguard.reports.evidence import write_evidence
     from freezeasguard.reports.findings import write_findings
     from freezeasguard.reports.study import write_study_tables
+    from freezeasguard.settings.params import load_params
 
-    cells = collect_cells(Path())
+    cells = collect_cells(Path(), load_params().profile)
     written = write_study_tables(cells)  # first: it makes the folder anew
     written += write_findings(cells, Path("README.md") if readme else None) + write_evidence(cells)
     for path in written:

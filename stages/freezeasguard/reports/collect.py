@@ -60,23 +60,28 @@ def _place(row: Row) -> tuple[object, ...]:
     return tuple(float(row[key] or -1) if key in numbers else row[key] for key in KEY)
 
 
-def collect_cells(root: Path) -> Path:
+def collect_cells(root: Path, profile: str) -> Path:
     """Gather the workspace's cells and those of all experiments into `reports/study/cells.csv`; returns its path.
 
     Of two rows of one cell the workspace's counts, then the newest experiment's, then what the file held already: a
     clone has the file and not the experiments.
+
+    Args:
+        profile: of params.yaml. The workspace's cells that are of another one came with git and do not count.
     """
     out = root / "reports" / "study" / CELLS
     files = {"the workspace": root / "reports" / CELLS, "the study so far": out}
     workspace, so_far = (
         read_cells(path.read_text(), source) if path.is_file() else [] for source, path in files.items()
     )
+    workspace = [row for row in workspace if row["profile"] == profile]
     rows: dict[tuple[str, ...], Row] = {}
     for source in (workspace, *(cells for _, cells in experiment_cells(root)), so_far):
         for row in source:
             rows.setdefault(tuple(row[key] for key in KEY), row)
     if not rows:
         raise FreezeAsGuardError(
-            f"neither the workspace nor an experiment holds reports/{CELLS}; run `dvc repro`, or `dvc exp run`"
+            f"neither the workspace nor an experiment holds reports/{CELLS} of the profile {profile!r}; run "
+            "`dvc repro`, or `dvc exp run`"
         )
     return write_rows(out, sorted(rows.values(), key=_place))

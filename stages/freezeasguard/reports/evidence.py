@@ -19,6 +19,7 @@ from freezeasguard.reports.findings import (
     interval_text,
     p_of,
     p_text,
+    roles_text,
     rows_by_case,
 )
 from freezeasguard.reports.rendering import write_table
@@ -68,8 +69,8 @@ RIVALS_HEADER = [
     "Gap: wider by [95%]", "p (Holm)", "n, loss", "Gap by loss: wider by [95%]", "p (Holm, loss)",
 ]  # fmt: skip
 RIVALS_NOTE = (
-    "Seed by seed, each averaged over both role assignments; Holm over all lines of a measure. A rival that stops both "
-    "sides alike keeps less of the illegal side at a legal cost: the gap sets one against the other."
+    "Seed by seed, {roles}; Holm over all lines of a measure. A rival that stops both sides alike keeps less of the "
+    "illegal side at a legal cost: the gap sets one against the other."
 )
 
 
@@ -175,9 +176,10 @@ def write_evidence(cells: Path) -> list[Path]:
     """`pooled`, `rivals`, `chance` and `power` beside the study's other tables; those that have a line."""
     rows = read_cells(cells.read_text(), str(cells))
     findings = findings_of(rows)
+    rivals_note = RIVALS_NOTE.format(roles=roles_text(findings))
     tables = (
         ("pooled", "Over all cases", POOLED_HEADER, pooled_rows(findings), POOLED_NOTE),
-        ("rivals", "Ours against what others publish", RIVALS_HEADER, rival_rows(findings), RIVALS_NOTE),
+        ("rivals", "Ours against what others publish", RIVALS_HEADER, rival_rows(findings), rivals_note),
         ("chance", "What a blind mask's gap is by chance", NULL_HEADER, null_rows(rows), NULL_NOTE),
         ("power", "What a larger study would see", POWER_HEADER, power_rows(findings), POWER_NOTE),
     )

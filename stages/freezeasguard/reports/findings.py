@@ -3,9 +3,10 @@
 The primary endpoint, fixed before any run, is the gap (kept legal - kept illegal) by the score that speaks for a side,
 at a legal cost (1 - kept legal) of at most 5%. A mask's gap counts above that of random masks of its kind and ratio,
 seed by seed; another protection's above full fine-tuning's, which is 0. A repetition is a seed, which draws the
-classes, averaged over both role assignments: in such a balanced design Student's test over the repetitions' means is
-the mixed model's, with class pair and seed as random effects. Holm's correction runs over all lines of a measure. The
-loss is the secondary endpoint, with a correction of its own.
+classes, averaged over both role assignments where they were run: in such a balanced design Student's test over the
+repetitions' means is the mixed model's, with class pair and seed as random effects. In one role assignment alone the
+draw deals the roles too, where a case draws its classes. Holm's correction runs over all lines of a measure. The loss
+is the secondary endpoint, with a correction of its own.
 
 A repetition in which full fine-tuning has no signal says nothing of any protection, and is left out: that is decided by
 full fine-tuning and the pretrained model alone. Where less than half of them have one, there is no finding.
@@ -26,7 +27,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.reports.collect import Row, read_cells
 from freezeasguard.reports.rendering import write_table
-from freezeasguard.reports.study import Kept, Kind, kept_by_seed, share_text, student_interval
+from freezeasguard.reports.study import Kept, Kind, compared_roles, kept_by_seed, share_text, student_interval
 from freezeasguard.scores.comparisons import holm
 from freezeasguard.sides import SIDES
 
@@ -51,6 +52,8 @@ class Finding:
     own: Mapping[str, Kept]
     """By seed, each a repetition; the same seeds as `blind`."""
     blind: Mapping[str, Kept] | None
+    roles: Sequence[str]
+    """The role assignments that each repetition is averaged over."""
 
     @property
     def label(self) -> str:
@@ -108,7 +111,7 @@ def findings_of(cells: Sequence[Row]) -> list[Finding]:
     """Of all cases, in the order of the cells; random masks are what others are measured by."""
     found = []
     for case, rows in rows_by_case(cells).items():
-        kinds = kept_by_seed(rows)
+        kinds, (roles, _) = kept_by_seed(rows), compared_roles(rows)
         for kind, ones in kinds.items():
             if kind.arm.method.startswith("random"):
                 continue
@@ -116,14 +119,16 @@ def findings_of(cells: Sequence[Row]) -> list[Finding]:
             seeds = [seed for seed in ones if blind is None or seed in blind]
             if seeds:
                 beside = blind and {seed: blind[seed] for seed in seeds}
-                found.append(Finding(case, kind, {seed: ones[seed] for seed in seeds}, beside))
+                found.append(Finding(case, kind, {seed: ones[seed] for seed in seeds}, beside, roles))
     return found
 
 
 def rows_by_case(cells: Sequence[Row]) -> dict[str, list[Row]]:
+    """By the case's name; with the profile's, where the cells are of several: other users, other images."""
+    several = len({row["profile"] for row in cells}) > 1
     by_case: dict[str, list[Row]] = defaultdict(list)
     for row in cells:
-        by_case[row["case"]].append(row)
+        by_case[f"{row['case']} of {row['profile']}" if several else row["case"]].append(row)
     return by_case
 
 
@@ -178,11 +183,21 @@ def finding_notes(findings: Sequence[Finding]) -> list[str]:
         "Kept: 1 is what full fine-tuning changes, 0 the pretrained model; of the score that speaks for the side, and "
         "of the denoising loss. Gap: kept legal - kept illegal.",
         "Primary endpoint, fixed beforehand: the gap by score above random masks' (above 0 for what is no mask), at "
-        f"a legal cost of at most {MOST_LEGAL_COST:.0%}; p by Student's test over n seeds, each with its own classes "
-        "and averaged over both role assignments, corrected by Holm over all lines. The loss is secondary, corrected "
-        "by itself. Seeds without a signal, which full fine-tuning alone decides, are left out.",
+        f"a legal cost of at most {MOST_LEGAL_COST:.0%}; p by Student's test over n seeds, each with its own draw of "
+        f"classes where a case draws them, {roles_text(findings)}, corrected by Holm over all lines. The loss is "
+        "secondary, corrected by itself. Seeds without a signal, which full fine-tuning alone decides, are left out.",
         *([f"No random twin in the study, so against full fine-tuning: {'; '.join(alone)}."] if alone else []),
     ]
+
+
+def roles_text(findings: Sequence[Finding]) -> str:
+    """What a repetition is averaged over."""
+    alone = sorted({(one.case, *one.roles) for one in findings if len(one.roles) == 1})
+    if not alone:
+        return "averaged over both role assignments"
+    cases = {case for case, _ in alone}
+    where = "" if cases == {one.case for one in findings} else f" in {', '.join(sorted(cases))}"
+    return f"roles {' and '.join(sorted({role for _, role in alone}))} alone{where}"
 
 
 @dataclass(frozen=True)
