@@ -89,6 +89,7 @@ def test_the_notes_say_what_a_repetition_is_averaged_over() -> None:
     alone = [one for one in seeds("anchored", LEARNED, case="explicit") if one["roles"] == "given"]
     texts = [" ".join(finding_notes(findings_of(cells))) for cells in (both, alone, [*both, *alone])]
     assert "averaged over both role assignments" in texts[0]
+    assert all("Seeds 0, 1, 2, 3, 4." in text for text in texts)
     assert "roles given alone, corrected" in texts[1] and "roles given alone in explicit, corrected" in texts[2]
 
 

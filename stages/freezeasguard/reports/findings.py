@@ -186,6 +186,7 @@ def finding_notes(findings: Sequence[Finding]) -> list[str]:
         f"a legal cost of at most {MOST_LEGAL_COST:.0%}; p by Student's test over n seeds, each with its own draw of "
         f"classes where a case draws them, {roles_text(findings)}, corrected by Holm over all lines. The loss is "
         "secondary, corrected by itself. Seeds without a signal, which full fine-tuning alone decides, are left out.",
+        f"Seeds {', '.join(sorted({seed for one in findings for seed in one.own}, key=int))}.",
         *([f"No random twin in the study, so against full fine-tuning: {'; '.join(alone)}."] if alone else []),
     ]
 
