@@ -10,12 +10,14 @@ import pytest
 from scipy.stats import ttest_1samp, ttest_rel
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.reports.collect import read_cells
 from freezeasguard.reports.findings import (
     HEADER,
     answers,
     finding_notes,
     finding_rows,
     findings_of,
+    overview,
     write_block,
     write_findings,
 )
@@ -125,10 +127,29 @@ def test_findings_are_files_and_the_readmes_block(tmp_path: Path) -> None:
     table, answer = write_findings(cells, readme)
     said = readme.read_text()
     assert "old" not in said and said.startswith(f"before\n{MARKS[0]}\n") and said.endswith(f"{MARKS[1]}\nafter\n")
-    assert answer.read_text().partition("\n\n")[2].strip() in said
+    assert (
+        overview(findings_of(seeds("anchored", LEARNED))) in said
+        and finding_notes(findings_of(read_cells(cells.read_text(), "")))[0] in said
+    )
+    assert finding_notes(findings_of(read_cells(cells.read_text(), "")))[0] in answer.read_text()
     assert sum(line.startswith("|") for line in table.read_text().splitlines()) == 3
     write_findings(cells, readme)
     assert readme.read_text() == said
+
+
+def test_the_overview_has_a_table_an_endpoint_and_bold_findings() -> None:
+    cells = [
+        *seeds("freezeasguard", LEARNED), *seeds("random", BLIND),
+        *seeds("uce", [(None, None)] * 3 + BLIND[:2]), *seeds("imma", BLIND, case="artworks"),
+    ]  # fmt: skip
+    score, loss = overview(findings_of(cells)).split("\n\n")
+    lines = score.splitlines()
+    assert lines[0] == "| By score, the primary endpoint | portraits | artworks |" and len(lines) == 5
+    assert loss.splitlines()[0].startswith("| By loss |")
+    learned = next(line for line in lines if line.startswith("| FG-30% |"))
+    assert "kept 0.25 / 0.99, n = 5: **protects** | - |" in learned
+    silent = next(line for line in lines if line.startswith("| UCE |"))
+    assert "n = 2: no signal: full fine-tuning hardly betters it in 3 of 5 repetitions |" in silent
 
 
 def test_answers_are_the_findings_own_figures() -> None:

@@ -249,18 +249,37 @@ def _figures(one: Finding, measure: str) -> str:
     return f"kept illegal / legal {kept}, over {than} {interval_text(over)}, n = {len(over)}"
 
 
+def overview(findings: Sequence[Finding]) -> str:
+    """For the README: a table an endpoint, a line a protection, a column a case; Markdown."""
+    ps, cases = corrected_ps(findings), list(dict.fromkeys(one.case for one in findings))
+    labels, blocks = list(dict.fromkeys(one.label for one in findings)), []
+    for measure in ENDPOINTS:
+        cells = {}
+        for one, p in zip(findings, ps[measure], strict=True):
+            verdict, over = one.verdict(measure, p), list(one.over(measure).values())
+            shown = f"**{verdict}**" if p < LEVEL else verdict
+            kept = " / ".join(share_text(one.kept(measure, side)) for side in SIDES)
+            told = f"{interval_text(over)}, kept {kept}, n = {len(over)}: " if over else ""
+            cells[one.label, one.case] = told + shown
+        name = f"By {measure}" + (", the primary endpoint" if measure == ENDPOINTS[0] else "")
+        lines = [[name, *cases], ["---"] * (1 + len(cases))]
+        lines += [[label, *(cells.get((label, case), "-") for case in cases)] for label in labels]
+        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(blocks)
+
+
 def write_findings(cells: Path, readme: Path | None = None) -> list[Path]:
-    """`tables/findings` beside the study's other tables, `answers.md` of the same figures, and these in the README."""
+    """`tables/findings` beside the study's other tables, `answers.md` of the same figures, and their `overview`."""
     findings = findings_of(read_cells(cells.read_text(), str(cells)))
     if not findings:
         raise FreezeAsGuardError(f"{cells} holds no protection beside full fine-tuning; run the profile study")
     tables, notes = cells.parent / "tables", finding_notes(findings)
     table = write_table(tables / "findings", "What the study found", HEADER, finding_rows(findings), notes)
-    said = "\n".join([answers(findings), "", *notes])
     with write_atomically(tables / "answers.md") as temporary:
-        temporary.write_text(f"# What the study answers\n\n{said}\n")
+        temporary.write_text("\n".join(["# What the study answers", "", answers(findings), "", *notes, ""]))
     if readme:
-        write_block(readme, said)
+        first = "The gap over random masks' (over full fine-tuning's where it is no mask) with its 95% interval."
+        write_block(readme, "\n\n".join([overview(findings), " ".join([first, *notes])]))
     return [table, tables / "answers.md"]
 
 
