@@ -71,6 +71,10 @@ class Finding:
         """Mean over the repetitions with a signal; nan where none has one."""
         return mean([self.own[seed].kept[measure, side] for seed in self.over(measure)])
 
+    def kept_text(self, measure: str) -> str:
+        """Illegal / legal."""
+        return " / ".join(share_text(self.kept(measure, side)) for side in SIDES)
+
     def has_signal(self, measure: str) -> bool:
         return 2 * len(self.over(measure)) >= len(self.own)
 
@@ -245,8 +249,7 @@ def answers(findings: Sequence[Finding]) -> str:
 def _figures(one: Finding, measure: str) -> str:
     over = list(one.over(measure).values())
     than = "random masks' gap" if one.blind else "full fine-tuning's gap"
-    kept = " / ".join(share_text(one.kept(measure, side)) for side in SIDES)
-    return f"kept illegal / legal {kept}, over {than} {interval_text(over)}, n = {len(over)}"
+    return f"kept illegal / legal {one.kept_text(measure)}, over {than} {interval_text(over)}, n = {len(over)}"
 
 
 def overview(findings: Sequence[Finding]) -> str:
@@ -258,8 +261,7 @@ def overview(findings: Sequence[Finding]) -> str:
         for one, p in zip(findings, ps[measure], strict=True):
             verdict, over = one.verdict(measure, p), list(one.over(measure).values())
             shown = f"**{verdict}**" if p < LEVEL else verdict
-            kept = " / ".join(share_text(one.kept(measure, side)) for side in SIDES)
-            told = f"{interval_text(over)}, kept {kept}, n = {len(over)}: " if over else ""
+            told = f"{interval_text(over)}, kept {one.kept_text(measure)}, n = {len(over)}: " if over else ""
             cells[one.label, one.case] = told + shown
         name = f"By {measure}" + (", the primary endpoint" if measure == ENDPOINTS[0] else "")
         lines = [[name, *cases], ["---"] * (1 + len(cases))]
