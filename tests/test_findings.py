@@ -123,10 +123,10 @@ def test_findings_are_files_and_the_readmes_block(tmp_path: Path) -> None:
     cells, readme = tmp_path / "study" / "cells.csv", tmp_path / "README.md"
     cells.parent.mkdir()
     write_rows(cells, seeds("anchored", LEARNED))
-    readme.write_text("\n".join(["before", MARKS[0], "old", MARKS[1], "after", ""]))
+    readme.write_text("\n".join(["before", MARKS[0], "earlier", MARKS[1], "after", ""]))
     table, answer = write_findings(cells, readme)
     said = readme.read_text()
-    assert "old" not in said and said.startswith(f"before\n{MARKS[0]}\n") and said.endswith(f"{MARKS[1]}\nafter\n")
+    assert "earlier" not in said and said.startswith(f"before\n{MARKS[0]}\n") and said.endswith(f"{MARKS[1]}\nafter\n")
     findings = findings_of(read_cells(cells.read_text(), ""))
     assert overview(findings) in said
     for note in finding_notes(findings):
@@ -141,14 +141,17 @@ def test_the_overview_has_a_table_an_endpoint_and_bold_findings() -> None:
         *seeds("freezeasguard", LEARNED), *seeds("random", BLIND),
         *seeds("uce", [(None, None)] * 3 + BLIND[:2]), *seeds("imma", BLIND, case="artworks"),
     ]  # fmt: skip
-    score, loss = overview(findings_of(cells)).split("\n\n")
+    score, loss, read = overview(findings_of(cells)).split("\n\n")
     lines = score.splitlines()
     assert lines[0] == "| By score, the primary endpoint | portraits | artworks |" and len(lines) == 5
-    assert loss.splitlines()[0].startswith("| By loss |")
+    assert loss.splitlines()[0].startswith("| By loss |") and "n = 5 where no other is told" in read
     learned = next(line for line in lines if line.startswith("| FG-30% |"))
-    assert "kept 0.25 / 0.99, n = 5: **protects** | - |" in learned
-    silent = next(line for line in lines if line.startswith("| UCE |"))
-    assert "n = 2: no signal: full fine-tuning hardly betters it in 3 of 5 repetitions |" in silent
+    assert learned.startswith("| FG-30% | **protects** +0.7") and learned.endswith("] (0.25 / 0.99) | - |")
+    assert "| UCE | no signal in 3 of 5 | - |" in lines
+    (unshown,) = [line for line in lines if line.startswith("| IMMA |")]
+    assert unshown.startswith("| IMMA | - | +0.0") and "**" not in unshown
+    fewer = overview(findings_of(seeds("anchored", [*LEARNED[:4], (0.2, None)])))
+    assert "** +0.7" in fewer and ", n = 4 |" in fewer
 
 
 def test_answers_are_the_findings_own_figures() -> None:

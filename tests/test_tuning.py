@@ -63,6 +63,18 @@ def test_every_run_of_the_grid_is_one_of_the_loop(tmp_path: Path, monkeypatch: p
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"runs.csv", "curves.png"}
 
 
+def test_the_published_models_loss_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_world(tmp_path, monkeypatch)
+    taken: list[float] = []
+    loss = tuning.fixed_noise_loss
+    monkeypatch.setattr(tuning, "fixed_noise_loss", lambda *args: taken.append(loss(*args)) or taken[-1])
+    task = toy_task()
+    runs = tune(task, [1e-2, 1e-3], [2, 5], tmp_path / "out", workers=1)
+    assert len(taken) == 2 * 2 + 2 * len(runs)  # sides and parts; each user's parts
+    before, after = task.train("legal", task.config, ["tune"])[1]["held_out"]
+    assert before == task.published_losses["legal"]["held_out"] == taken[3] and after != before
+
+
 def test_the_score_alone_may_choose_otherwise_and_knows_its_direction() -> None:
     def run(lr: float, steps: int, score: float) -> list[Run]:
         return [Run(side, lr, steps, 1.0, 1.0, score + shift) for side, shift in zip(SIDES, (-0.1, 0.1), strict=True)]

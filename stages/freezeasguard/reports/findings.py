@@ -253,21 +253,35 @@ def _figures(one: Finding, measure: str) -> str:
 
 
 def overview(findings: Sequence[Finding]) -> str:
-    """For the README: a table an endpoint, a line a protection, a column a case; Markdown."""
+    """For the README: a table an endpoint, a line a protection, a column a case; Markdown. What is shown is bold."""
     ps, cases = corrected_ps(findings), list(dict.fromkeys(one.case for one in findings))
     labels, blocks = list(dict.fromkeys(one.label for one in findings)), []
+    most = max(len(one.own) for one in findings)
     for measure in ENDPOINTS:
-        cells = {}
-        for one, p in zip(findings, ps[measure], strict=True):
-            verdict, over = one.verdict(measure, p), list(one.over(measure).values())
-            shown = f"**{verdict}**" if p < LEVEL else verdict
-            told = f"{interval_text(over)}, kept {one.kept_text(measure)}, n = {len(over)}: " if over else ""
-            cells[one.label, one.case] = told + shown
+        cells = {
+            (one.label, one.case): _overview_cell(one, measure, p, most)
+            for one, p in zip(findings, ps[measure], strict=True)
+        }
         name = f"By {measure}" + (", the primary endpoint" if measure == ENDPOINTS[0] else "")
         lines = [[name, *cases], ["---"] * (1 + len(cases))]
         lines += [[label, *(cells.get((label, case), "-") for case in cases)] for label in labels]
         blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(blocks)
+    read = (
+        "Each cell: the gap over random masks' - over full fine-tuning's for what is no mask - with its 95% interval, "
+        f"and in brackets what is kept, illegal / legal; n = {most} where no other is told. **Bold** is what is shown; "
+        "the rest is not. No signal: full fine-tuning itself hardly betters the score."
+    )
+    return "\n\n".join([*blocks, read])
+
+
+def _overview_cell(one: Finding, measure: str, p: float, most: int) -> str:
+    """Short: nothing is said of what is not shown, and no figures stand where too few repetitions have a signal."""
+    over = list(one.over(measure).values())
+    if not one.has_signal(measure):
+        return f"no signal in {len(one.own) - len(over)} of {len(one.own)}"
+    verdict = f"**{one.verdict(measure, p)}** " if p < LEVEL else ""
+    number = "" if len(over) == most else f", n = {len(over)}"
+    return f"{verdict}{interval_text(over)} ({one.kept_text(measure)}){number}"
 
 
 def write_findings(cells: Path, readme: Path | None = None) -> list[Path]:
@@ -280,8 +294,7 @@ def write_findings(cells: Path, readme: Path | None = None) -> list[Path]:
     with write_atomically(tables / "answers.md") as temporary:
         temporary.write_text("\n".join(["# What the study answers", "", answers(findings), "", *notes, ""]))
     if readme:
-        first = "The gap over random masks' (over full fine-tuning's where it is no mask) with its 95% interval."
-        write_block(readme, "\n\n".join([overview(findings), " ".join([first, *notes])]))
+        write_block(readme, "\n\n".join([overview(findings), " ".join(notes)]))
     return [table, tables / "answers.md"]
 
 

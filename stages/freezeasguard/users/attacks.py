@@ -23,8 +23,8 @@ from freezeasguard.models.protected import Protected, read_protected
 from freezeasguard.reports.rendering import write_table
 from freezeasguard.reports.study import share_text
 from freezeasguard.sides import SIDES
-from freezeasguard.users.trials import MEASURED, Trial, Trials, identity, kept_of
-from freezeasguard.users.tuning import Task
+from freezeasguard.users.trials import Trial, Trials, identity, kept_of
+from freezeasguard.users.tuning import MEASURED, Task
 
 FULL = "full"
 HEADER = ["Protection", "Attack", "Kept, illegal", "Kept, legal", "Gap", "Held out, illegal", "Held out, legal"]

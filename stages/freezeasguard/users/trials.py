@@ -26,8 +26,6 @@ from freezeasguard.users.registry import ATTACKERS
 from freezeasguard.users.tuning import Task
 from freezeasguard.workers import run_side_by_side
 
-MEASURED = ("adaptation", "held_out")
-
 
 @dataclass(frozen=True)
 class Trial:
@@ -58,6 +56,7 @@ class Trials:
             if not path.is_file()
         }
         if missing:
+            _ = self.task.published_losses  # before the fork
             run_side_by_side(missing, self.workers, self.task.device)
         return {
             name: {side: read_json(paths[name, side], f"remove {self.folder}") for side in SIDES} for name in trials

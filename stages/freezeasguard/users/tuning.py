@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,7 @@ from freezeasguard.models.batches import fixed_noise_loss
 from freezeasguard.models.computing import configure
 from freezeasguard.models.diffusion import NoiseSchedule, load_scheduler, load_unet, load_vae
 from freezeasguard.models.generate import generate_user, prompt_table
-from freezeasguard.models.latents import CaseData, LatentSet
+from freezeasguard.models.latents import CaseData
 from freezeasguard.models.protected import Protected
 from freezeasguard.reading import read_json
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
@@ -34,7 +35,9 @@ from freezeasguard.settings.params import Score as ScoreSettings
 from freezeasguard.settings.users import Adapt, Generate
 from freezeasguard.sides import SIDES
 from freezeasguard.users.registry import attacker
-from freezeasguard.workers import run_side_by_side
+from freezeasguard.workers import one_thread, run_side_by_side
+
+MEASURED = ("adaptation", "held_out")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,24 @@ class Task:
     compute: Compute = Compute()
     judge: Judge | None = None
 
+    @cached_property
+    def published_losses(self) -> dict[str, dict[str, float]]:
+        """Of the published model, by side and part; asked for before any process is forked, it is taken once."""
+        configure(self.compute, self.device)
+        one_thread(self.device)  # as those who train, whose losses are compared to these
+        unet = load_unet(self.model).to(self.device)
+        return {side: self._losses(unet, side) for side in SIDES}
+
+    def _losses(self, unet: torch.nn.Module, side: str) -> dict[str, float]:
+        """The denoising loss by part, at the same draws in every call."""
+        schedule = NoiseSchedule.of(load_scheduler(self.model))
+
+        def loss(part: str) -> float:
+            draws = torch.Generator().manual_seed(seed_of(self.seed, "tune, losses"))
+            return fixed_noise_loss(unet, schedule, self.data.select(side, [part]), draws)
+
+        return {part: loss(part) for part in MEASURED}
+
     def train(
         self, side: str, config: Adapt, stream: Sequence[str | int], protected: Protected | None = None
     ) -> tuple[torch.nn.Module, dict[str, tuple[float, float]]]:
@@ -95,20 +116,14 @@ class Task:
         """
         configure(self.compute, self.device)
         unet = load_unet(self.model).to(self.device)
-        schedule = NoiseSchedule.of(load_scheduler(self.model))
-        sets = {part: self.data.select(side, [part]) for part in ("adaptation", "held_out")}
-
-        def loss(part: LatentSet) -> float:
-            draws = torch.Generator().manual_seed(seed_of(self.seed, "tune, losses"))
-            return fixed_noise_loss(unet, schedule, part, draws)
-
-        before = {name: loss(part) for name, part in sets.items()}
         draws = torch.Generator().manual_seed(seed_of(self.seed, *stream, side))
         label = f"{side} user at {config.lr:g}, {config.steps} steps"
         how = {"generator": draws, "compute": self.compute, "description": label}
         start, attack = protected or Protected("full"), attacker(config.attacker)
-        attack(unet, start, schedule, sets["adaptation"], config, self.device, **how)
-        return unet, {name: (before[name], loss(part)) for name, part in sets.items()}
+        schedule = NoiseSchedule.of(load_scheduler(self.model))
+        attack(unet, start, schedule, self.data.select(side, ["adaptation"]), config, self.device, **how)
+        before, after = self.published_losses[side], self._losses(unet, side)
+        return unet, {part: (before[part], after[part]) for part in MEASURED}
 
     def run(self, side: str, lr: float, steps: int) -> Run:
         """The published model itself at 0 steps."""
@@ -148,6 +163,7 @@ def tune(task: Task, lrs: Sequence[float], steps: Sequence[int], out: Path, work
     model is scored as well: a run of 0 steps.
     """
     trained = [(lr, n) for lr in sorted(lrs) for n in sorted(steps)]
+    _ = task.published_losses
     grid = [(side, *place) for side in SIDES for place in [*([(0.0, 0)] if task.judge else []), *trained]]
     with folder_atomically(out) as temporary:
         paths = {place: temporary / f"{i}.json" for i, place in enumerate(grid)}
