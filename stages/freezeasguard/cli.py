@@ -155,6 +155,8 @@ def collect(
     readme: Annotated[bool, typer.Option("--readme", help="Put the findings into README.md as well.")] = False,
 ) -> None:
     """Gather the cells of all DVC experiments into reports/study/cells.csv, average them, and say what they found."""
+    from freezeasguard.commands import REPORTS
+    from freezeasguard.reports.beside import beside
     from freezeasguard.reports.collect import collect_cells
     from freezeasguard.reports.evidence import write_evidence
     from freezeasguard.reports.findings import write_findings
@@ -163,7 +165,7 @@ def collect(
 
     cells = collect_cells(Path(), load_params().profile)
     written = write_study_tables(cells)  # first: it makes the folder anew
-    written += write_findings(cells, Path("README.md") if readme else None) + write_evidence(cells)
+    written += write_findings(cells, Path("README.md") if readme else None, beside(REPORTS)) + write_evidence(cells)
     for path in written:
         print(f"\n{path}\n\n{path.read_text()}")
 

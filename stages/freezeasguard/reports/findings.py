@@ -284,17 +284,22 @@ def _overview_cell(one: Finding, measure: str, p: float, most: int) -> str:
     return f"{verdict}{interval_text(over)} ({one.kept_text(measure)}){number}"
 
 
-def write_findings(cells: Path, readme: Path | None = None) -> list[Path]:
-    """`tables/findings` beside the study's other tables, `answers.md` of the same figures, and their `overview`."""
+def write_findings(cells: Path, readme: Path | None = None, beside: Sequence[str] = ()) -> list[Path]:
+    """`tables/findings` beside the study's other tables, `answers.md` of the same figures, and their `overview`.
+
+    Args:
+        beside: paragraphs that end the answers and the README's block.
+    """
     findings = findings_of(read_cells(cells.read_text(), str(cells)))
     if not findings:
         raise FreezeAsGuardError(f"{cells} holds no protection beside full fine-tuning; run the profile study")
     tables, notes = cells.parent / "tables", finding_notes(findings)
     table = write_table(tables / "findings", "What the study found", HEADER, finding_rows(findings), notes)
     with write_atomically(tables / "answers.md") as temporary:
-        temporary.write_text("\n".join(["# What the study answers", "", answers(findings), "", *notes, ""]))
+        said = ["# What the study answers", answers(findings), "\n".join(notes), *beside]
+        temporary.write_text("\n\n".join(said) + "\n")
     if readme:
-        write_block(readme, "\n\n".join([overview(findings), " ".join(notes)]))
+        write_block(readme, "\n\n".join([overview(findings), " ".join(notes), *beside]))
     return [table, tables / "answers.md"]
 
 

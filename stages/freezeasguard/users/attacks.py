@@ -20,6 +20,7 @@ from freezeasguard.files import fingerprint, folder_atomically
 from freezeasguard.models.diffusion import load_unet, model_hash
 from freezeasguard.models.granularity import mask_digest
 from freezeasguard.models.protected import Protected, read_protected
+from freezeasguard.reports.beside import BEST_RATE
 from freezeasguard.reports.rendering import write_table
 from freezeasguard.reports.study import share_text
 from freezeasguard.sides import SIDES
@@ -131,7 +132,7 @@ def arm_rows(label: str, arm: str, attacks: Sequence[Attack], usual: Sequence[At
         return [label, name, *shown[:2], share_text(legal - illegal, "+.2f"), *shown[2:]]
 
     best = {(side, part): max(usual, key=lambda one: np.mean(kept[arm, one, side, part])) for side, part in places}
-    return [*(row(one.label, dict.fromkeys(places, one)) for one in attacks), row("the best rate", best)]
+    return [*(row(one.label, dict.fromkeys(places, one)) for one in attacks), row(BEST_RATE, best)]
 
 
 def spread_text(values: Sequence[float]) -> str:

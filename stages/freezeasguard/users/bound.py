@@ -25,6 +25,7 @@ from freezeasguard.models.diffusion import stored_tensors
 from freezeasguard.models.granularity import n_frozen
 from freezeasguard.models.protected import Protected
 from freezeasguard.protections.random_freezing import random_frozen
+from freezeasguard.reports.beside import BLIND, DRAWN, EXPLAINED, PREDICTED, WIDER
 from freezeasguard.reports.findings import interval_text, p_text
 from freezeasguard.reports.rendering import write_table
 from freezeasguard.seeds import seed_of
@@ -195,14 +196,11 @@ def table(
     from scipy.stats import ttest_ind
 
     header = ["", "n", "Kept, illegal", "Kept, legal", "Gap [95%]", "p"]
-    rows = [
-        ["Drawn masks: gap, mean and SD", str(len(gap)), "", "", f"{gap.mean():+.3f}, SD {gap.std(ddof=1):.3f}", ""]
-    ]
+    rows = [[DRAWN, str(len(gap)), "", "", f"{gap.mean():+.3f}, SD {gap.std(ddof=1):.3f}", ""]]
     for name, one in found.items():
-        label = f"Explained of it by groups, {name}: R^2 out of sample"
-        rows.append([label, str(len(gap)), "", "", f"{one.r2:+.2f}", p_text(one.p)])
+        rows.append([EXPLAINED.format(name), str(len(gap)), "", "", f"{one.r2:+.2f}", p_text(one.p)])
     gaps: dict[str, list[float]] = {}
-    for label, start in (("Predicted best, never tried before", "best"), ("Blind", "blind")):
+    for label, start in ((PREDICTED, "best"), (BLIND, "blind")):
         ones = [kept for name, kept in fresh.items() if name.startswith(start)]
         gaps[start] = [one["legal"] - one["illegal"] for one in ones]
         shares = [f"{np.mean([one[side] for one in ones]):.2f}" for side in SIDES]
@@ -210,7 +208,7 @@ def table(
     difference = ttest_ind(gaps["best"], gaps["blind"], equal_var=False)
     low, high = difference.confidence_interval()
     wider = float(np.mean(gaps["best"]) - np.mean(gaps["blind"]))
-    rows.append(["Best over blind", "", "", "", f"{wider:+.3f} [{low:+.3f}, {high:+.3f}]", p_text(difference.pvalue)])
+    rows.append([WIDER, "", "", "", f"{wider:+.3f} [{low:+.3f}, {high:+.3f}]", p_text(difference.pvalue)])
     hopeless = all(one.r2 <= 0 for one in found.values())
     said = "No regression explains anything of the sides' difference out of sample. " if hopeless else ""
     notes = [
