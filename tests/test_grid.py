@@ -35,13 +35,16 @@ def workspace(tmp_path: Path) -> Path:
     return folder
 
 
-def saved(folder: Path) -> dict[str, str]:
-    """Experiment -> its reports/cells."""
+def references(folder: Path) -> list[str]:
     found = subprocess.run(
         ["git", "for-each-ref", "--format=%(refname)", "refs/exps"], cwd=folder, capture_output=True, text=True
     )
-    refs = [ref for ref in found.stdout.split() if "/grid" not in ref and ref.count("/") == 4]
-    return {ref.rpartition("/")[2]: call(["git", "show", f"{ref}:reports/cells"], folder) for ref in refs}
+    return [ref for ref in found.stdout.split() if "/grid" not in ref and ref.count("/") == 4]
+
+
+def saved(folder: Path) -> dict[str, str]:
+    """Experiment -> its reports/cells."""
+    return {ref.rpartition("/")[2]: call(["git", "show", f"{ref}:reports/cells"], folder) for ref in references(folder)}
 
 
 def test_a_grid_is_every_combination_and_dvc_finds_its_experiments(workspace: Path) -> None:
@@ -73,6 +76,30 @@ def test_a_failed_experiment_stops_no_other_and_goes_on_in_its_clone(
     assert sorted(saved(workspace)) == ["seed-2", "seed-3"] and not (workspace / CLONES / "seed-2").exists()
 
 
+def test_what_ended_well_runs_again_for_other_targets_from_another_head_or_once_removed(workspace: Path) -> None:
+    def runs(*arguments: str) -> bool:
+        out = run(workspace, *arguments).stdout
+        assert "1 of 1 experiments ended well" in out
+        return "seed-1 has ended well before" not in out
+
+    (workspace / "reports").mkdir()
+    (workspace / "reports/cells").write_text("another experiment's")  # as git brings them to a clone
+    commit(workspace)
+    assert runs("train", "-S", "seed=1") and not runs("train", "-S", "seed=1", "--jobs", "2")
+    assert saved(workspace) == {"seed-1": "another experiment's"}
+    (ref,) = [ref for ref in references(workspace) if ref.endswith("/seed-1")]
+    lock = call(["git", "show", f"{ref}:dvc.lock"], workspace)
+    assert "train:" in lock and "tables:" not in lock
+    assert runs("-S", "seed=1") and not runs("-S", "seed=1")
+    assert not runs("train", "-S", "seed=1")  # all stages ran
+    first = saved(workspace)
+    dvc(workspace, "exp", "remove", "seed-1")
+    assert runs("-S", "seed=1") and saved(workspace) == first
+    (workspace / "params.yaml").write_text("seed: 0\nroles: given\nother: 2\n")
+    commit(workspace)
+    assert runs("-S", "seed=1")
+
+
 def test_what_is_not_committed_is_refused(workspace: Path) -> None:
     (workspace / "params.yaml").write_text("seed: 5\n")
     with pytest.raises(FreezeAsGuardError, match="files that git tracks were edited; commit them"):
@@ -82,6 +109,7 @@ def test_what_is_not_committed_is_refused(workspace: Path) -> None:
 def test_settings_are_dvcs(workspace: Path) -> None:
     assert combinations(["seed=0,1", "rho=0.5"]) == [["seed=0", "rho=0.5"], ["seed=1", "rho=0.5"]]
     assert experiment_name(["seed=0", "mask.preset=paper"]) == "seed-0-mask.preset-paper"
+    assert experiment_name(["rho=-1"]) != experiment_name(["rho=1"])
     with pytest.raises(FreezeAsGuardError, match="write KEY=VALUE"):
         combinations(["seed"])
     done = subprocess.run([*RUN, "-S", "nosuch=1"], cwd=workspace, capture_output=True, text=True)

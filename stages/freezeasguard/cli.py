@@ -104,7 +104,7 @@ def run(
         file = Path(executor)
         given = ["--executor", str(file.resolve()) if file.suffix in (".yaml", ".yml") else executor]
         given += ["--jobs", str(jobs)] if jobs else []
-        ended = run_grid(Path(), set_param, [*(targets or []), *given])
+        ended = run_grid(Path(), set_param, targets or [], given)
         print(
             f"{sum(ended.values())} of {len(ended)} experiments ended well; `freezeasguard collect` gathers their cells"
         )

@@ -14,8 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.files import write_json
+from freezeasguard.reading import read_json
 
 CLONES = Path(".dvc", "tmp", "exps", "grid")
+FINISHED = Path(".dvc", "tmp", "freezeasguard", "experiments.json")
+"""Ref of an experiment that ended well -> what was run and the commit it is saved as (see `_record`)."""
 PARAMS = "params.yaml"
 RUN = (sys.executable, "-c", "from freezeasguard.cli import app; app()", "run")
 DVC = (sys.executable, "-m", "dvc")
@@ -40,16 +44,20 @@ def combinations(settings: Sequence[str]) -> list[list[str]]:
 
 def experiment_name(overrides: Sequence[str]) -> str:
     """["seed=1", "mask.preset=paper"] -> "seed-1-mask.preset-paper"."""
-    return re.sub(r"[^\w.]+", "-", "-".join(overrides)).strip("-.")
+    return re.sub(r"[^\w.]", "-", "-".join(overrides)).strip("-.")
 
 
-def run_grid(root: Path, settings: Sequence[str], arguments: Sequence[str] = ()) -> dict[str, bool]:
+def run_grid(
+    root: Path, settings: Sequence[str], targets: Sequence[str] = (), arguments: Sequence[str] = ()
+) -> dict[str, bool]:
     """Run every combination; experiment -> whether all of its stages ended well.
 
-    An experiment that fails, or is killed, keeps its clone and goes on there when it is run again.
+    An experiment that fails, or is killed, keeps its clone and goes on there when it is run again; one that ended well
+    is not run again from the same HEAD, unless for other targets, or it was removed (`dvc exp remove`).
 
     Args:
-        arguments: of each `freezeasguard run`: targets, --jobs, --executor.
+        targets: of each `freezeasguard run`; none: all stages.
+        arguments: its options: --jobs, --executor.
     Raises:
         FreezeAsGuardError: tracked files differ from HEAD, which every experiment starts from.
     """
@@ -59,16 +67,38 @@ def run_grid(root: Path, settings: Sequence[str], arguments: Sequence[str] = ())
     head, ended = _git(root, "rev-parse", "HEAD"), {}
     for overrides in combinations(settings):
         name = experiment_name(overrides)
+        ref = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
+        if _is_finished(root, ref, overrides, targets):
+            print(f"experiment {name} has ended well before; `dvc exp remove {name}` has it run again")
+            ended[name] = True
+            continue
         print(f"experiment {name}")
         clone = _clone(root, name, head, overrides)
-        ended[name] = subprocess.run([*RUN, *arguments], cwd=clone).returncode == 0
+        ended[name] = subprocess.run([*RUN, *targets, *arguments], cwd=clone).returncode == 0
         if ended[name]:
             reports = [part for path in _in_git(clone) for part in ("--include-untracked", path)]
-            _call(clone, *DVC, "exp", "save", "-q", "-f", "-n", name, *reports)
-            ref = f"refs/exps/{head[:2]}/{head[2:]}/{name}"
+            # Of the targets alone: it commits, as if they had run, all stages that it is not told to leave.
+            _call(clone, *DVC, "exp", "save", "-q", "-f", "-n", name, *reports, *targets)
             _git(root, "fetch", "-q", str(clone), f"+{ref}:{ref}")
+            write_json(root / FINISHED, _records(root) | {ref: _record(root, ref, overrides, targets)})
             shutil.rmtree(clone)
     return ended
+
+
+def _records(root: Path) -> dict[str, dict[str, object]]:
+    path = root / FINISHED
+    return read_json(path, "remove it: finished experiments then run again") if path.is_file() else {}
+
+
+def _record(root: Path, ref: str, overrides: Sequence[str], targets: Sequence[str]) -> dict[str, object]:
+    commit = _git(root, "for-each-ref", "--format=%(objectname)", ref)  # "" where there is none
+    return {"commit": commit, "overrides": list(overrides), "targets": sorted(targets)}
+
+
+def _is_finished(root: Path, ref: str, overrides: Sequence[str], targets: Sequence[str]) -> bool:
+    """Whether it is there as it was saved, by a run of these targets or of all."""
+    found = _records(root).get(ref)
+    return found is not None and found in [_record(root, ref, overrides, ran) for ran in (targets, [])]
 
 
 def _clone(root: Path, name: str, head: str, overrides: Sequence[str]) -> Path:
