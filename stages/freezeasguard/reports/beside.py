@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from freezeasguard.errors import FreezeAsGuardError
+from freezeasguard.reports.findings import compact_table
+from freezeasguard.sides import SIDES
 
 BEST_RATE = "the best rate"
 """Of the attacks' table: each side takes the rate that keeps the most at the usual steps."""
@@ -40,13 +41,9 @@ def _tables(folder: Path, name: str, again: str) -> list[tuple[str, list[Row]]]:
     return found
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
-
-
 def _kept(row: Row) -> str:
     """Illegal / legal, without the users' range."""
-    return " / ".join(row[f"Kept, {side}"].split(" (")[0] for side in ("illegal", "legal"))
+    return " / ".join(row[f"Kept, {side}"].split(" (")[0] for side in SIDES)
 
 
 def _attacks(folder: Path) -> list[str]:
@@ -67,7 +64,7 @@ def _attacks(folder: Path) -> list[str]:
         "Against other users (`freezeasguard attack`, in reports/attacks). Kept of the loss, illegal / legal, by users "
         "who take the best of several rates, and by users who train longer at the usual one; 1 is full fine-tuning at "
         "its best rate. One protected model a case.",
-        _markdown(["Case, protection", BEST_RATE, f"{often} times the steps"], rows),
+        compact_table(["Case, protection", BEST_RATE, f"{often} times the steps"], rows),
     ]
 
 
@@ -96,5 +93,5 @@ def _bounds(folder: Path) -> list[str]:
         "How wide a gap any mask of whole tensors could open, where its ratio binds (`freezeasguard bound`, in "
         "reports/bound). By loss: masks drawn at random, what the shares of the groups of tensors explain of "
         "their gaps, and the masks that they predict to be best, on fresh users beside blind masks.",
-        _markdown(header, rows),
+        compact_table(header, rows),
     ]

@@ -252,6 +252,11 @@ def _figures(one: Finding, measure: str) -> str:
     return f"kept illegal / legal {one.kept_text(measure)}, over {than} {interval_text(over)}, n = {len(over)}"
 
 
+def compact_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown whose columns are not padded: for the README, where one long cell would widen every line."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
+
+
 def overview(findings: Sequence[Finding]) -> str:
     """For the README: a table an endpoint, a line a protection, a column a case; Markdown. What is shown is bold."""
     ps, cases = corrected_ps(findings), list(dict.fromkeys(one.case for one in findings))
@@ -263,9 +268,8 @@ def overview(findings: Sequence[Finding]) -> str:
             for one, p in zip(findings, ps[measure], strict=True)
         }
         name = f"By {measure}" + (", the primary endpoint" if measure == ENDPOINTS[0] else "")
-        lines = [[name, *cases], ["---"] * (1 + len(cases))]
-        lines += [[label, *(cells.get((label, case), "-") for case in cases)] for label in labels]
-        blocks.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        rows = [[label, *(cells.get((label, case), "-") for case in cases)] for label in labels]
+        blocks.append(compact_table([name, *cases], rows))
     read = (
         "Each cell: the gap over random masks' - over full fine-tuning's for what is no mask - with its 95% interval, "
         f"and in brackets what is kept, illegal / legal; n = {most} where no other is told. **Bold** is what is shown; "

@@ -98,7 +98,10 @@ def _record(root: Path, ref: str, overrides: Sequence[str], targets: Sequence[st
 def _is_finished(root: Path, ref: str, overrides: Sequence[str], targets: Sequence[str]) -> bool:
     """Whether it is there as it was saved, by a run of these targets or of all."""
     found = _records(root).get(ref)
-    return found is not None and found in [_record(root, ref, overrides, ran) for ran in (targets, [])]
+    if found is None:
+        return False
+    asked = _record(root, ref, overrides, targets)
+    return found in (asked, asked | {"targets": []})
 
 
 def _clone(root: Path, name: str, head: str, overrides: Sequence[str]) -> Path:
