@@ -18,7 +18,14 @@ from freezeasguard.settings.mask import MASK_PRESETS, Mask
 from freezeasguard.settings.origins import leaves, origins
 from freezeasguard.settings.params import Params, load_params, parse_params
 from freezeasguard.settings.profiles import check_cells, profile_names, profile_text, write_cells, write_profile
-from freezeasguard.settings.resolve import AdaptSettings, ProtectSettings, read_reported, read_settings, write_settings
+from freezeasguard.settings.resolve import (
+    AdaptSettings,
+    ProtectSettings,
+    protect_settings,
+    read_reported,
+    read_settings,
+    write_settings,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,7 +144,18 @@ def test_what_a_user_writes_overrides_a_preset_and_the_profile() -> None:
 def test_the_default_presets_simulated_user_has_the_real_users_rate() -> None:
     assert params_of("tiny").mask_block("artworks").user_lr == 2e-4
     assert params_of("tiny", adapt__lr=1e-4).mask_block("artworks").user_lr == 1e-4
-    assert params_of("tiny", cases__artworks__adapt_lr=2e-4).mask_block("artworks").user_lr == 2e-4
+    assert params_of("tiny", cases__artworks__adapt_lr=3e-4).mask_block("artworks").user_lr == 3e-4
+
+
+def test_other_methods_simulate_the_cases_users_too() -> None:
+    params = params_of("tiny", cases__artworks__adapt_lr=3e-4)
+    imma, anchors = params.imma_block("artworks"), params.own_block("artworks", "anchored")
+    assert (imma.inner_lr, imma.outer_lr) == (3e-4, 4 * 3e-4) and anchors["user_lr"] == 3e-4
+    written = params_of("tiny", imma__inner_lr=1e-3, methods__anchored__user_lr=1e-2)
+    assert (written.imma_block("artworks").inner_lr, written.imma_block("artworks").outer_lr) == (1e-3, 4e-3)
+    assert written.own_block("artworks", "anchored")["user_lr"] == 1e-2
+    of_arm = {arm: protect_settings(params, "artworks", Arm.parse(arm)) for arm in ("imma", "anchored", "uce")}
+    assert of_arm["imma"].imma == imma and of_arm["anchored"].own == anchors and of_arm["uce"].own == {}
 
 
 def test_a_complete_mask_block_reads_back_unchanged() -> None:
@@ -157,6 +175,7 @@ def test_check_says_where_each_value_came_from(tmp_path: Path, monkeypatch: pyte
     assert found["mask.user_steps"] == (10, "preset paper")
     assert found["mask.preset"] == ("paper", "params.yaml (profile tiny: freezeasguard)")
     assert found["score.nudenet_px"] == (320, "default")
+    assert found["imma.inner_lr"] == ("the case's adapt.lr", "profile tiny")
     said = CliRunner().invoke(cli, ["check"]).output
     assert "mask.user_lr" in said and "preset paper" in said
     assert "mask.user_lr" not in CliRunner().invoke(cli, ["check", "--short"]).output

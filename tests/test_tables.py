@@ -28,7 +28,7 @@ from freezeasguard.settings.profiles import profile_text
 from reported import ARMS, CLASSES, smoke, value, write_cells
 
 GOLDEN = Path(__file__).parent / "golden"
-EXPLICIT = ["nudenet_faces", "nudenet_faces_rate", "fd_efficientnet_lite0", "clip_tiny"]
+EXPLICIT = ["nudenet_faces", "nudenet_faces_rate", "kd_efficientnet_lite0", "fd_efficientnet_lite0", "clip_tiny"]
 
 
 @pytest.fixture
@@ -166,8 +166,8 @@ def test_cases_of_one_table_have_a_file_each(root: Path, params: Params) -> None
 @pytest.mark.parametrize(
     ("roles", "illegal", "legal"),
     [
-        ("given", "nudenet_faces", "fd_efficientnet_lite0"),
-        ("swapped", "fd_efficientnet_lite0", "nudenet_faces"),
+        ("given", "nudenet_faces", "kd_efficientnet_lite0"),
+        ("swapped", "kd_efficientnet_lite0", "nudenet_faces"),
     ],
 )
 def test_a_side_speaks_through_the_score_of_its_images(roles: str, illegal: str, legal: str) -> None:

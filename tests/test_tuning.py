@@ -87,7 +87,7 @@ def test_the_score_alone_may_choose_otherwise_and_knows_its_direction() -> None:
 
 def test_a_judge_scores_every_user_and_the_published_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Fake:
-        name = "recogniser"
+        names = dict(zip(SIDES, ("nudenet_faces", "kd_efficientnet_lite0"), strict=True))
 
         def score(self, unet: torch.nn.Module, task: Task, side: str) -> float:
             return sum(float(p.detach().abs().sum()) for p in unet.parameters())

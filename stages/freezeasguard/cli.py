@@ -189,10 +189,10 @@ def tune(
         task = _task(params, name, judged=True)
         runs = tune_case(task, rates, numbers, REPORTS / "tuning" / name, params.workers)
         found, count = best(runs)
-        if task.judge:
-            score = SCORES[task.judge.name]
-            rate, n = best_by_score(runs, lower_is_better=score.lower_is_better)
-            print(f"cases.{name}: by {score.label} alone {rate:g}, {n} steps")
+        for side, judge in (task.judge.names if task.judge else {}).items():
+            mine, score = [run for run in runs if run.side == side], SCORES[judge]
+            rate, n = best_by_score(mine, lower_is_better=score.lower_is_better)
+            print(f"cases.{name}: by {score.label}, {side} side alone {rate:g}, {n} steps")
         print(f"cases.{name}: adapt_lr: {found:g}, adapt_steps: {count} (reports/tuning/{name}/curves.png)")
 
 
@@ -240,24 +240,26 @@ def attack(
 
 
 def _task(params: Params, case: str, *, judged: bool = False) -> Task:
-    """What a case's users train on, for commands that train users outside the pipeline; judged by its first score."""
+    """What a case's users train on, for commands that train users outside the pipeline; scored or not."""
     from freezeasguard.commands import DATA, FEATURES, SCORERS
     from freezeasguard.models.latents import CaseData
     from freezeasguard.reading import read_tensors
-    from freezeasguard.scores.registry import SCORES
+    from freezeasguard.scores.registry import side_score
     from freezeasguard.scores.scoring import REFERENCE_FILE, Reference
+    from freezeasguard.sides import SIDES
     from freezeasguard.users.tuning import Judge, Task
     from freezeasguard.workers import resolve_device
 
     if case not in params.cases:
         raise FreezeAsGuardError(f"params.yaml has no case {case!r}; it has {', '.join(params.cases)}")
     data, model = CaseData.load(DATA / "latents" / case), DATA / "fetched" / params.cases[case].model
-    judge, domain = None, params.domain_of(case)
-    if judged and (names := [name for name in domain.score_names() if SCORES[name].an_image]):
+    judge = None
+    if judged:
         path = DATA / "reference" / case / FEATURES / REFERENCE_FILE
         real = Reference.from_tensors(read_tensors(path, f"run `dvc repro reference@{case}`"))
         raw = DATA / "raw" / params.cases[case].domain
-        judge = Judge(names[0], params.generate_block(case), params.score_block, real, raw, SCORERS)
+        names = {side: side_score(params.domain_of(case).score_names(), side, params.roles) for side in SIDES}
+        judge = Judge(names, params.generate_block(case), params.score_block, real, raw, SCORERS)
     device = resolve_device(params.device)
     return Task(model, data, params.adapt_block(case), params.seed, device, params.compute, judge)
 

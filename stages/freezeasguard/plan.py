@@ -151,11 +151,11 @@ class _CaseCosts:
             tflop = images * self.step_tflop * (1 + mask.diagnostic_seeds)
             return Cost("protect", self.name, tflop, 0, 0.01, memory)
         if block == "imma":
-            imma = params.imma
+            imma = params.imma_block(self.name)
             tflop = 2 * imma.steps * imma.batch_size * self.step_tflop
             return Cost("protect", self.name, tflop, 0, 0.3 * self.weights_gib, self.training_gib(6, imma.batch_size))
         if block == "anchored":
-            own = Anchored.model_validate(params.methods.get(block, {}))
+            own = Anchored.model_validate(params.own_block(self.name, block))
             # Two users' steps; both sides' terms, and what is published beside the pretrained model on two batches.
             images = own.rounds * own.batch_size * (2 * own.user_steps + 2 + 2 + 2 / 3)
             memory = self.training_gib(1 + 1 + 2 * 3 + 1, 2 * own.batch_size)

@@ -41,6 +41,7 @@ LOOKS = {
     "nudenet": "nudenet",
     "nudenet_rate": "nudenet",
     "fd_efficientnet_lite0": "efficientnet",
+    "kd_efficientnet_lite0": "efficientnet",
     "fid": "inception",
     "kid": "inception",
     "clip_tiny": "clip_tiny",
@@ -237,7 +238,7 @@ def test_calibration_reads_each_side_by_its_own_network(
 ) -> None:
     _, reference, extractors = scored(tmp_path, data, networks)
     lines = calibration(data, reference, list(SCORES), extractors, SEED)
-    assert lines.keys() == SCORES.keys() - {"kid", "ssim", "topiq", "lpips"}
+    assert lines.keys() == SCORES.keys() - {"kid", "kd_efficientnet_lite0", "ssim", "topiq", "lpips"}
     for side in ("illegal", "legal"):
         rows = real_rows(data, side)
         own = np.stack([read(tmp_path / "raw" / path) for path in rows["path"]])

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from safetensors.numpy import load_file
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from freezeasguard.data.embedded.illustrators import STYLES
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.miniature.gates_domains import drawings_by_style
 from freezeasguard.miniature.train_style import generic_styles, within_style_whitening
-from freezeasguard.scores.networks.efficientnet import load_efficientnet, pooled_and_statistics
+from freezeasguard.scores.networks.efficientnet import load_efficientnet, pooled_and_statistics, weight_file
 from freezeasguard.scores.networks.recogniser import identity_distance, pair_auc
 from freezeasguard.scores.networks.style import BLOCKS, STYLE_FILE, StyleFeatures, block_statistics
 
@@ -52,6 +53,15 @@ def test_an_image_is_at_no_distance_from_itself_alone(
     assert (identity_distance(again, embeddings[EACH : EACH + 3]) > 0.1).all()
     assert torch.equal(style.extract(drawings[0][:3]), again)
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(len(embeddings)))
+
+
+def test_folded_batch_norms_change_nothing(drawings: tuple[Tensor, Tensor]) -> None:
+    as_published = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=str(weight_file())).eval()
+    images = drawings[0][::EACH][:3]
+    with torch.no_grad():
+        expected = as_published.extract_features(network_input(images)).mean((2, 3))
+    torch.testing.assert_close(pooled_and_statistics(images)[0], expected, rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in load_efficientnet().modules())
 
 
 def test_is_what_numpy_computes_from_the_file(embeddings: Tensor, drawings: tuple[Tensor, Tensor]) -> None:

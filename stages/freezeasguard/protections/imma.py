@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from freezeasguard.checkpoints import Checkpoint, between_steps
 from freezeasguard.costs import Meter
+from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.attention import attention_projections
 from freezeasguard.models.batches import accumulated_loss, draw_batch, finite_loss
 from freezeasguard.models.computing import configure, prepare
@@ -58,6 +59,8 @@ def immunise(
     alternation's weights, the attacker's among them; the caller loads the model again. A run that was killed goes on
     from its last checkpoint and ends bit for bit as if it had not been.
     """
+    if config.inner_lr is None or config.outer_lr is None:
+        raise FreezeAsGuardError("imma.inner_lr or outer_lr is null; give the rates of the two that alternate")
     everything = freeze(unet, ())
     defended = attention_projections(unet, config.attn_scope)
     others = [name for name in everything if name not in set(defended)]

@@ -1,4 +1,4 @@
-"""The stand-ins for CSD and FID that one pass of EfficientNet-lite0 serves; neither is on the scale of the original."""
+"""The stand-ins for CSD, FID and KID that one pass of EfficientNet-lite0 serves; none is on the original's scale."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freezeasguard.scores.base import Features, Look, Score
-from freezeasguard.scores.rules import DistanceScore, FrechetScore
+from freezeasguard.scores.rules import DistanceScore, FrechetScore, KernelScore
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,3 +50,8 @@ class EfficientNetDistance(EfficientNet, FrechetScore):
     name = "fd_efficientnet_lite0"
     label = "FD EfficientNet-lite0"
     paper_metric, paper_label = "fid", "FID"
+
+
+class EfficientNetKernelDistance(EfficientNet, KernelScore):
+    name = "kd_efficientnet_lite0"
+    label = "KD EfficientNet-lite0 x 1000"

@@ -12,7 +12,7 @@ from freezeasguard.scores.base import Score
 from freezeasguard.scores.clip import Clip, TinyClip
 from freezeasguard.scores.csd import CSD
 from freezeasguard.scores.deepface import Dlib, Facenet, Facenet512, VGGFace
-from freezeasguard.scores.efficientnet import EfficientNetDistance, StyleDistance
+from freezeasguard.scores.efficientnet import EfficientNetDistance, EfficientNetKernelDistance, StyleDistance
 from freezeasguard.scores.inception import FID, KID
 from freezeasguard.scores.nudenet import NudeNet, NudeNetFaces, NudeNetFacesRate, NudeNetRate
 from freezeasguard.scores.pairs import LPIPS, TOPIQ
@@ -46,6 +46,7 @@ SCORES: dict[str, Score] = by_name(
         NudeNetFacesRate(),
         Dlib(),
         EfficientNetDistance(),
+        EfficientNetKernelDistance(),
         TinyClip(),
         SSIM(),
         # The paper's own.
@@ -63,7 +64,7 @@ SCORES: dict[str, Score] = by_name(
     ]
 )
 
-VERDICTS = {"nudenet": ("nudenet", "fid"), "nudenet_faces": ("nudenet_faces", "fd_efficientnet_lite0")}
+VERDICTS = {"nudenet": ("nudenet", "fid"), "nudenet_faces": ("nudenet_faces", "kd_efficientnet_lite0")}
 """The score that speaks for the classes named illegal, and the one for those named legal, where they differ; a domain
 without one of them argues with its first score on that side too."""
 

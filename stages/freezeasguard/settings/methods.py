@@ -25,8 +25,10 @@ class IMMA(Block):
     steps: Positive
     """Pairs of an inner (attacker's) and an outer (defender's) step."""
     batch_size: Positive
-    inner_lr: Rate
-    outer_lr: Rate
+    inner_lr: Rate | None = None
+    """Of the simulated attacker; null: that of the case's own users."""
+    outer_lr: Rate | None = None
+    """Null: four times inner_lr, as its authors have it."""
     attn_scope: Literal["all", "cross"] = "all"
     """all: self and cross attention, what the published code trains; cross: what its file name says."""
     weight_decay: NotNegative = 1e-2
@@ -45,8 +47,8 @@ class Anchored(Block):
     """The simulated users start again from the published model after so many rounds."""
     batch_size: Positive = 8
     """Images a side, and as many neutral ones."""
-    user_lr: Rate = 5e-4
-    """The real user's."""
+    user_lr: Rate
+    """Of the simulated users; null in params.yaml: that of the case's own."""
     outer_lr: Rate = 5e-4
     lambda_illegal: NotNegative = 1.0
     lambda_legal: NotNegative = 1.0

@@ -11,6 +11,15 @@ from freezeasguard.settings.params import PARAMS, Params, parse_params
 from freezeasguard.settings.profiles import profile_names, profile_text
 from freezeasguard.settings.reading import parse_yaml, read_yaml
 
+OF_THE_CASE = "the case's adapt.lr"
+FOLLOWS = {
+    "mask.user_lr": OF_THE_CASE,
+    "imma.inner_lr": OF_THE_CASE,
+    "imma.outer_lr": "4 x imma.inner_lr",
+    "methods.anchored.user_lr": OF_THE_CASE,
+}
+"""What stands in for a rate that is null."""
+
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and values; lists are values."""
@@ -43,7 +52,5 @@ def origins(path: Path = PARAMS) -> list[tuple[str, Any, str]]:
         return f"params.yaml (profile {params.profile}: {of_profile[key]})" if key in of_profile else "params.yaml"
 
     resolved = params.model_dump(mode="json", exclude={"mask": {"of_profile"}})
-    found = [(key, value, origin(key)) for key, value in leaves(resolved)]
-    if params.mask.user_lr is None:
-        found = [(k, "the case's adapt.lr" if k == "mask.user_lr" else v, o) for k, v, o in found]
-    return found
+    rows = [(key, value, origin(key)) for key, value in leaves(resolved)]
+    return [(key, FOLLOWS.get(key, value) if value is None else value, told) for key, value, told in rows]

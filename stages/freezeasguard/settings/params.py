@@ -473,6 +473,17 @@ class Params(Block):
             found = found.with_(granularity=arm.granularity)
         return found if found.user_lr is not None else found.with_(user_lr=self.adapt_block(case).lr)
 
+    def imma_block(self, case: str) -> IMMA:
+        """How a case's model is immunised; the simulated attacker has the real one's rate."""
+        inner = self.adapt_block(case).lr if self.imma.inner_lr is None else self.imma.inner_lr
+        outer = 4 * inner if self.imma.outer_lr is None else self.imma.outer_lr
+        return self.imma.model_copy(update={"inner_lr": inner, "outer_lr": outer})
+
+    def own_block(self, case: str, block: str) -> dict[str, Any]:
+        """The numbers of any other method; a simulated user without a rate has the real one's."""
+        own = self.methods.get(block, {})
+        return own if own.get("user_lr", 0) is not None else {**own, "user_lr": self.adapt_block(case).lr}
+
 
 def parse_params(values: Any, source: Path) -> Params:
     """Checked params; every mistake is named by its key, with the value found."""

@@ -138,9 +138,9 @@ def protect_settings(params: Params, case: str, arm: Arm) -> ProtectSettings:
         concepts = params.cases[case].concepts if params.roles == "given" else []
         own |= {"uce": params.uce, "concepts": concepts, "guide": params.cases[case].guide}
     elif block == "imma":
-        own["imma"] = params.imma
+        own["imma"] = params.imma_block(case)
     elif block and block != "mask":
-        own["own"] = params.methods.get(block, {})
+        own["own"] = params.own_block(case, block)
     seed = 0 if arm.method == "full" or block == "uce" else params.seed  # nothing is drawn
     return ProtectSettings(seed=seed, compute=params.compute, arm=arm.name, rho=arm.rho(params.rho), **own)
 

@@ -7,14 +7,13 @@ away is the optimiser's noise. No protection is looked at here, so that the choi
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 
 from freezeasguard.files import folder_atomically, write_json
@@ -28,7 +27,7 @@ from freezeasguard.reading import read_json
 from freezeasguard.reports.drawing import matplotlib_pyplot, save_figure
 from freezeasguard.scores.extractors import Extractors
 from freezeasguard.scores.registry import SCORES
-from freezeasguard.scores.scoring import Reference, score_images
+from freezeasguard.scores.scoring import Reference, score_images, summarise
 from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.params import Score as ScoreSettings
@@ -50,14 +49,15 @@ class Run:
     adaptation: float
     held_out: float
     score: float | None = None
-    """The domain's, of images that the user generates."""
+    """Of images that the user generates, by the score that speaks for the side."""
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What the domain's score is taken with: the mean over a side's prompts."""
+    """What a user is scored with: images of their side's prompts, by the score that speaks for the side."""
 
-    name: str
+    names: dict[str, str]
+    """The score by side."""
     generate: Generate
     settings: ScoreSettings
     reference: Reference
@@ -71,8 +71,10 @@ class Judge:
             how = (self.generate, task.seed, f"{side} side", task.compute)
             generate_user(unet, vae.to(task.device), task.data, table, task.model, Path(folder), *how)
             extractors = Extractors(self.settings, self.scorers, 1, task.device, task.compute)
-            seen = (self.raw, task.data, self.reference, [self.name], extractors)
-            return float(np.nanmean(score_images(table, Path(folder), *seen).table[self.name]))
+            name = self.names[side]
+            scored = score_images(table, Path(folder), self.raw, task.data, self.reference, [name], extractors)
+            real = self.reference.of_side(task.data, side)
+            return float(summarise(scored, real, [name], self.settings, task.seed)[name]["value"])
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def best(runs: Sequence[Run]) -> tuple[float, int]:
 
 
 def best_by_score(runs: Sequence[Run], *, lower_is_better: bool) -> tuple[float, int]:
-    """Rate and steps of the best score, as the mean over both sides; of equals the fewest steps."""
+    """Rate and steps of the best score, as the mean over the sides in `runs`; of equals the fewest steps."""
     scored = [(run, run.score) for run in runs if run.steps and run.score is not None]
     return _least([run for run, _ in scored], [score if lower_is_better else -score for _, score in scored])
 
@@ -179,15 +181,17 @@ def tune(task: Task, lrs: Sequence[float], steps: Sequence[int], out: Path, work
             writer = csv.DictWriter(file, list(asdict(runs[0])), lineterminator="\n")
             writer.writeheader()
             writer.writerows(asdict(run) for run in runs)
-        curves(runs, temporary / "curves.png", SCORES[task.judge.name].label if task.judge else None)
+        named = {side: SCORES[name].label for side, name in task.judge.names.items()} if task.judge else {}
+        curves(runs, temporary / "curves.png", named)
     return runs
 
 
-def curves(runs: Sequence[Run], path: Path, score: str | None = None) -> Path:
-    """Losses over steps, a colour a rate; drawn through on held-out images; below, the score."""
+def curves(runs: Sequence[Run], path: Path, scores: Mapping[str, str]) -> Path:
+    """Losses over steps, a colour a rate; drawn through on held-out images; below, each side's score, where any is."""
     plt = matplotlib_pyplot()
-    rows = 2 if score else 1
-    figure, grid = plt.subplots(rows, 2, figsize=(9, 3.4 * rows), sharey="row", squeeze=False)
+    rows = 2 if scores else 1
+    shared = "row" if len(set(scores.values())) < 2 else False
+    figure, grid = plt.subplots(rows, 2, figsize=(9, 3.4 * rows), sharey=shared, squeeze=False)
     for column, side in enumerate(SIDES):
         mine = [run for run in runs if run.side == side]
         published = [run.score for run in mine if not run.steps]
@@ -196,13 +200,13 @@ def curves(runs: Sequence[Run], path: Path, score: str | None = None) -> Path:
             steps, how = [0, *(run.steps for run in own)], {"color": f"C{color}"}
             grid[0][column].plot(steps, [1.0, *(run.held_out for run in own)], "o-", label=f"{lr:g}", **how)
             grid[0][column].plot(steps, [1.0, *(run.adaptation for run in own)], "o:", **how)
-            if score:
+            if scores:
                 grid[1][column].plot(steps, [*published, *(run.score for run in own)], "o-", **how)
         grid[0][column].set_title(f"Full fine-tuning, {side} side")
         grid[-1][column].set_xlabel("steps")
+        if scores:
+            grid[1][column].set_ylabel(scores[side])
     grid[0][0].set_ylabel("denoising loss over the published model's")
-    if score:
-        grid[1][0].set_ylabel(score)
     grid[0][1].legend(title="learning rate (dotted: images trained on)", fontsize=7)
     figure.tight_layout()
     return save_figure(figure, path)

@@ -33,7 +33,9 @@ class Source:
 SOURCES: dict[str, Source] = {
     "embedded-figures": Source("figures", scores=("recogniser", *OF_ANY_IMAGES)),
     "embedded-illustrators": Source("illustrators", scores=("style_efficientnet_lite0", *OF_ANY_IMAGES)),
-    "embedded-explicit": Source("explicit", scores=("nudenet_faces", "nudenet_faces_rate", *OF_ANY_IMAGES)),
+    "embedded-explicit": Source(
+        "explicit", scores=("nudenet_faces", "nudenet_faces_rate", "kd_efficientnet_lite0", *OF_ANY_IMAGES)
+    ),
     "embedded-separable": Source("separable", scores=("style_efficientnet_lite0", *OF_ANY_IMAGES)),
     "embedded-orl": Source("orl", scores=("dlib", *OF_ANY_IMAGES)),
     "folder": Source("folder", needs="path"),
