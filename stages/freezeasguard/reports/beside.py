@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.reports.findings import compact_table
+from freezeasguard.reports.rendering import compact_table
 from freezeasguard.sides import SIDES
 
 BEST_RATE = "the best rate"

@@ -26,7 +26,7 @@ import numpy as np
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.reports.collect import Row, read_cells
-from freezeasguard.reports.rendering import write_table
+from freezeasguard.reports.rendering import compact_table, write_table
 from freezeasguard.reports.study import Kept, Kind, compared_roles, kept_by_seed, share_text, student_interval
 from freezeasguard.scores.comparisons import holm
 from freezeasguard.sides import SIDES
@@ -250,11 +250,6 @@ def _figures(one: Finding, measure: str) -> str:
     over = list(one.over(measure).values())
     than = "random masks' gap" if one.blind else "full fine-tuning's gap"
     return f"kept illegal / legal {one.kept_text(measure)}, over {than} {interval_text(over)}, n = {len(over)}"
-
-
-def compact_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown whose columns are not padded: for the README, where one long cell would widen every line."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
 
 
 def overview(findings: Sequence[Finding]) -> str:

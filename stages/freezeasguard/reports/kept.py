@@ -14,7 +14,7 @@ HEADER = ["Case", "Arm", "Side", "Kept", "held-out images", "t < 250", "t < 500"
 QUARTERS = tuple(f"_quarter_{i}" for i in range(1, 5))
 
 
-def _text(share: float | None) -> str:
+def kept_text(share: float | None) -> str:
     return "-" if share is None else f"{share:.2f}"
 
 
@@ -27,7 +27,7 @@ def kept_rows(params: Params, reports: Path) -> list[list[str]]:
             for side in SIDES:
                 loss = scores[side]["loss"]
                 shares = [loss[f"kept{part}"] for part in ("", "_held_out", *QUARTERS)]
-                rows.append([case, arm.label(params.rho), side, *map(_text, shares)])
+                rows.append([case, arm.label(params.rho), side, *map(kept_text, shares)])
     return rows
 
 

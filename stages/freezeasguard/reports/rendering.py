@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from freezeasguard.files import write_atomically
@@ -18,6 +19,11 @@ def render_markdown(title: str, header: list[str], rows: list[list[str]], notes:
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     body = [line(header), rule, *(line(row) for row in rows)]
     return "\n".join([f"# {title}", "", *body, "", *(f"- {note}" for note in notes), ""])
+
+
+def compact_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown whose columns are not padded: for the README, where one long cell would widen every line."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows))
 
 
 def render_csv(header: list[str], rows: list[list[str]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from freezeasguard.arms import Arm
 from freezeasguard.reading import read_json
 from freezeasguard.reports.claims import write_claims
-from freezeasguard.reports.kept import write_kept
+from freezeasguard.reports.kept import kept_text, write_kept
 from freezeasguard.reports.masks import write_mask_report
 from freezeasguard.reports.measures import CaseScores, fall_of_quality, percent, read_scores, score_entry
 from freezeasguard.reports.paired import Images, no_signal
@@ -88,8 +88,7 @@ def table_rows(params: Params, case_name: str, reports: Path) -> tuple[list[str]
             for metric in unscored:
                 row += ["-"] if metric == "human" else []
                 row.append(paper_value(params, case_name, arm, side, metric) or "-")
-            kept = scores[side]["loss"]["kept"]
-            rows.append([*row, "-" if kept is None else f"{kept:.2f}"])
+            rows.append([*row, kept_text(scores[side]["loss"]["kept"])])
     return header, rows
 
 
