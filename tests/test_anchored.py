@@ -38,7 +38,15 @@ from test_mask_resume import ALWAYS, Attentive, Killed, kill_at
 
 MODEL = Path(__file__).parent.parent / "data" / "models" / "tiny-1.5"
 CONFIG = Anchored(
-    rounds=4, batch_size=3, user_lr=1e-2, outer_lr=1e-2, lambda_legal=0.7, lambda_neutral=3.0, cap=1e6, restart_rounds=2
+    rounds=4,
+    batch_size=3,
+    user_lr=1e-2,
+    outer_lr=1e-2,
+    lambda_legal=0.7,
+    lambda_neutral=3.0,
+    cap=1e6,
+    restart_rounds=2,
+    component="attention",
 )
 PROJECTION = "attn2.to_q.weight"
 
@@ -216,7 +224,7 @@ def inputs_of(arm: str, folder: Path, **own: Any) -> Inputs:
     values["imma"] |= {"steps": 1, "batch_size": 1}
     prompts = {"neutral_prompts": ["a drawing", "a circle"], "unseen_prompts": ["a square"]}
     prompts |= {"neutral_images": 1, "neutral_steps": 1}
-    values["methods"] = {"anchored": {"rounds": 1, "batch_size": 1, **prompts, **own}}
+    values["methods"] = {"anchored": {"rounds": 1, "batch_size": 1, "user_lr": 1e-3, **prompts, **own}}
     settings = protect_settings(parse_params(values, Path("params.yaml")), "portraits", Arm.parse(arm))
     rows = [
         {"row": i, "side": side, "class": side, "subject": f"Fito {side}", "part": "mask_learning", "caption": side}
@@ -242,6 +250,16 @@ def test_a_frozen_edit_is_the_edit_and_holds(
     trained(ours)
 
 
+def test_by_default_users_are_left_norms_and_biases() -> None:
+    learner = learner_of(Anchored.model_validate(CONFIG.model_dump(exclude={"component"})))
+    assert learner.anchors == [name for name, p in sorted(learner.parameters.items()) if p.ndim > 1]
+    assert learner.others and all(learner.parameters[name].ndim < 2 for name in learner.others)
+    before = {name: p.detach().clone() for name, p in learner.parameters.items()}
+    learner.user_step("illegal")
+    moved = {name for name, p in learner.parameters.items() if not torch.equal(p.detach(), before[name])}
+    assert moved and moved <= set(learner.others)
+
+
 def trained(protected: Protected) -> None:
     """A user of the pipeline leaves what is frozen bit-equal, and trains the rest."""
     unet, data = load_unet(MODEL), LatentSet(torch.randn(2, 2, 8, 16, 16), torch.randn(2, 48, 96))
@@ -255,9 +273,9 @@ def trained(protected: Protected) -> None:
 
 def test_anchors_ship_as_a_protected_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    protect_case(inputs_of("anchored", tmp_path, attn_scope="cross"), tmp_path / "out", tmp_path / "costs.json")
+    protect_case(inputs_of("anchored", tmp_path, component="attention"), tmp_path / "out", tmp_path / "costs.json")
     protected = read_protected(tmp_path / "out", load_unet(MODEL))
-    assert len(protected.frozen) == 80 and protected.frozen == protected.edited.keys()
+    assert len(protected.frozen) == 160 and protected.frozen == protected.edited.keys()
     assert protected.diagnostics["relative_change"].keys() == protected.frozen
     assert protected.settings["rounds"] == 1 and len(protected.diagnostics["neutral"]) == 1
     losses = protected.diagnostics["neutral_losses"]

@@ -57,7 +57,9 @@ CASES = ("portraits", "artworks", "explicit")
 LEARNED = ("freezeasguard", "freezeasguard_paper", "freezeasguard_official", "freezeasguard-element")
 MASKS = {f"protect/{case}-{arm}" for case in CASES for arm in LEARNED}
 MASKS |= {f"protect/{case}-freezeasguard-70" for case in CASES[1:]}
-IMMAS, ANCHORS = ({f"protect/{case}-{method}" for case in CASES} for method in ("imma", "anchored"))
+IMMAS, ANCHORS, COMPONENTS = (
+    {f"protect/{case}-{method}" for case in CASES} for method in ("imma", "anchored", "freeze_matrices")
+)
 USERS = {f"adapt/{case}-{arm.name}" for case, arm in parse_params(yaml.safe_load(profile_text("tiny")), Path()).cells}
 RELEARN, GENERATE = {f"relearn/{case}" for case in CASES}, {f"generate/{case}" for case in CASES}
 SCORING = {f"{stage}/{case}" for stage in ("reference", "score") for case in CASES}
@@ -68,7 +70,7 @@ CHANGE = "\n\nCHANGED = 1\n"
     ("file", "expected"),
     [
         ("protections/imma.py", IMMAS),
-        ("models/attention.py", IMMAS | ANCHORS),  # which projections there are
+        ("models/attention.py", IMMAS | ANCHORS | COMPONENTS),  # which projections there are
         ("masks/bilevel.py", MASKS),
         ("users/training.py", USERS | RELEARN | IMMAS | ANCHORS),
         ("masks/memory.py", set()),  # counts, before anything runs

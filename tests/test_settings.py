@@ -142,8 +142,8 @@ def test_what_a_user_writes_overrides_a_preset_and_the_profile() -> None:
 
 
 def test_the_default_presets_simulated_user_has_the_real_users_rate() -> None:
-    assert params_of("tiny").mask_block("artworks").user_lr == 2e-4
-    assert params_of("tiny", adapt__lr=1e-4).mask_block("artworks").user_lr == 1e-4
+    assert params_of("tiny").mask_block("portraits").user_lr == 2e-4
+    assert params_of("tiny", adapt__lr=1e-4).mask_block("portraits").user_lr == 1e-4
     assert params_of("tiny", cases__artworks__adapt_lr=3e-4).mask_block("artworks").user_lr == 3e-4
 
 
@@ -254,7 +254,7 @@ def test_a_stage_reads_back_what_was_resolved(tmp_path: Path) -> None:
     params = params_of("tiny")
     write_settings(params, tmp_path)
     adapt = read_settings(AdaptSettings, "adapt/explicit-full", tmp_path)
-    assert adapt.finetuning == params.adapt_block("explicit") and adapt.finetuning.steps == 90
+    assert adapt.finetuning == params.adapt_block("explicit") and adapt.finetuning.steps == 180
     assert read_settings(AdaptSettings, "adapt/explicit-uce-before", tmp_path).finetuning.steps == 0
     mask = read_settings(ProtectSettings, "protect/artworks-freezeasguard-70", tmp_path)
     assert mask.rho == 0.7 and mask.mask == params.mask_block("artworks")

@@ -158,7 +158,9 @@ class _CaseCosts:
             own = Anchored.model_validate(params.own_block(self.name, block))
             # Two users' steps; both sides' terms, and what is published beside the pretrained model on two batches.
             images = own.rounds * own.batch_size * (2 * own.user_steps + 2 + 2 + 2 / 3)
-            memory = self.training_gib(1 + 1 + 2 * 3 + 1, 2 * own.batch_size)
+            # The weights, as published, and of what is trained gradient and two moments: by the users who take turns,
+            # with their own weights, or by the anchors alone where these are all but a hundredth of the model.
+            memory = self.training_gib(5 if own.component == "matrices" else 9, 2 * own.batch_size)
             return Cost("protect", self.name, images * self.step_tflop, 0, 0.3 * self.weights_gib, memory)
         return Cost("protect", self.name, disk_gib=0.1 if block == "uce" else 0.001)
 

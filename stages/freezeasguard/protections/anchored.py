@@ -30,7 +30,6 @@ from tqdm.auto import tqdm
 from freezeasguard.checkpoints import Checkpoint, between_steps
 from freezeasguard.costs import Meter
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.models.attention import attention_projections
 from freezeasguard.models.batches import Batch, accumulated_loss, draw_batch, finite_loss, fixed_noise_loss
 from freezeasguard.models.computing import autocast, configure, prepare
 from freezeasguard.models.diffusion import (
@@ -46,6 +45,7 @@ from freezeasguard.models.freezing import freeze
 from freezeasguard.models.latents import LatentSet
 from freezeasguard.models.protected import Protected
 from freezeasguard.models.sampling import sample, starting_noise
+from freezeasguard.protections.components import component_tensors
 from freezeasguard.protections.protect import Inputs
 from freezeasguard.seeds import seed_of
 from freezeasguard.settings.compute import PLAIN, Compute
@@ -97,7 +97,8 @@ class AnchorLearner:
         self.empty_text = empty_text
         self.config, self.generator, self.compute = config, generator, compute
         self.parameters: dict[str, Any] = freeze(unet, ())
-        self.anchors = attention_projections(unet, config.attn_scope)
+        shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        self.anchors = sorted(component_tensors(config.component, shapes))
         self.others = [name for name in self.parameters if name not in set(self.anchors)]
         self.published = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.device = next(iter(self.parameters.values())).device
@@ -278,7 +279,7 @@ def neutral_images(
 
 
 def protect(inputs: Inputs) -> Protected:
-    """Anchors of the attention projections, learned on the mask-learning halves of both sides."""
+    """Anchors of a component, learned on the mask-learning halves of both sides."""
     config, settings = Anchored.model_validate(inputs.settings.own), inputs.settings
     unet = load_unet(inputs.model).to(inputs.device)
     schedule = NoiseSchedule.of(load_scheduler(inputs.model))

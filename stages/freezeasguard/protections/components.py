@@ -3,7 +3,8 @@
 The paper names its components and no tensors. Our reading: "attention projectors" are to_q, to_k, to_v and to_out of
 every attention, self and cross, with their biases; "conv. layers" every 2-d convolution, weight and bias, so that the
 1x1 proj_in and proj_out of SD v1.x count and the linear ones of v2.1 do not; "time embeddings" the time_embedding
-itself and each resnet's time_emb_proj. All tensors of a component are frozen; there is no ratio.
+itself and each resnet's time_emb_proj. "Matrices" are ours: every tensor but norms and biases, 99% of the weights,
+which anchors hold. All tensors of a component are frozen; there is no ratio.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ def is_of_convolution(name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
 
 
 def component_tensors(component: str, shapes: Mapping[str, Sequence[int]]) -> frozenset[str]:
-    """All tensors of attention, convolutions or time_embedding.
+    """All tensors of attention, convolutions, time_embedding or matrices.
 
     Raises:
         FreezeAsGuardError: the network has none.
     """
-    of_convolutions = component == "convolutions"
-    found = frozenset(
-        name for name in shapes if (is_of_convolution(name, shapes) if of_convolutions else is_of_kind(name, component))
-    )
+    belongs = {
+        "matrices": lambda name: len(shapes[name]) > 1,
+        "convolutions": lambda name: is_of_convolution(name, shapes),
+    }.get(component, lambda name: is_of_kind(name, component))
+    found = frozenset(filter(belongs, shapes))
     if not found:
         raise FreezeAsGuardError(f"the network has no tensor of the component {component}; take {PREFIX}* off the arms")
     return found

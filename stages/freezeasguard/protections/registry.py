@@ -99,6 +99,7 @@ METHODS: dict[str, Method] = {
         "Attention projectors frozen", "components", color="#e69f00", paper="Attention projectors"
     ),
     "freeze_convolutions": Method("Conv. layers frozen", "components", color="#f0e442", paper="Conv. layers"),
+    "freeze_matrices": Method("All but norms and biases frozen", "components", control=True, color="#bbbbbb"),
     "freeze_time_embedding": Method("Time embeddings frozen", "components", color="#117733", paper="Time embeddings"),
 }
 

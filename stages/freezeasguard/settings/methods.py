@@ -55,8 +55,8 @@ class Anchored(Block):
     lambda_neutral: NotNegative = 1.0
     cap: PositiveFloat = 1.5
     """Of the illegal user's loss, in units of the published model's on the same images: beyond it nothing is gained."""
-    attn_scope: Literal["all", "cross"] = "all"
-    """Which projections are anchored: of self and cross attention, or of cross attention alone."""
+    component: Literal["matrices", "attention", "convolutions", "time_embedding"] = "matrices"
+    """What is anchored, and so what users cannot train; as the arms `freeze_*` name it."""
     neutral_prompts: list[str] = []
     unseen_prompts: list[str] = []
     """Neutral as well, and nothing is learned from them: the drift is told on their images."""
