@@ -219,6 +219,7 @@ QUESTIONS = (
     Question("Do masks of single weights?", "freezeasguard", "element"),
     Question("How wide a gap could a mask of tensors open, where its ratio binds?", "one_shot"),
     Question("Do anchors - frozen tensors at learned values, ours - beat full fine-tuning?", "anchored"),
+    Question("What do the same tensors do, frozen as they are?", "freeze_matrices"),
     Question("Does IMMA?", "imma"),
     Question("Does UCE?", "uce"),
 )
