@@ -11,9 +11,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from freezeasguard import cli as command
 from freezeasguard.cli import cli
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.protected import Protected, write_for
+from freezeasguard.settings.profiles import write_profile
 from freezeasguard.settings.users import Adapt
 from freezeasguard.sides import SIDES
 from freezeasguard.users import attacks as module
@@ -106,7 +108,7 @@ def test_the_best_rate_is_each_sides_own() -> None:
 
 
 def test_an_arm_without_a_protected_model_is_named(world: World, tmp_path: Path) -> None:
-    with pytest.raises(FreezeAsGuardError, match="has no protected model 'imma'; run `dvc repro protect@toy-imma`"):
+    with pytest.raises(FreezeAsGuardError, match="has no protected model 'imma'; run `dvc repro protect@arms-imma`"):
         run(["imma"], tmp_path / "out", task_of())
     assert world.steps == 0
 
@@ -115,3 +117,19 @@ def test_a_case_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(Path(__file__).parent.parent)
     done = CliRunner().invoke(cli, ["attack", "nosuch"])
     assert "params.yaml has no case 'nosuch'; it has portraits" in str(done.exception)
+
+
+def test_bystanders_share_the_model_of_the_case_that_is_protected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_profile("tiny-full")
+    said = CliRunner().invoke(cli, ["attack", "artworks", "--users-of", "portraits"])
+    assert "--users-of portraits: its model is not that of artworks" in str(said.exception)
+    asked: list[Any] = []
+    monkeypatch.setattr(command, "_task", lambda params, case: asked.append(case) or task_of())
+    monkeypatch.setattr(module, "attack", lambda task, *rest, **how: asked.append(rest) or tmp_path / "params.yaml")
+    assert CliRunner().invoke(cli, ["attack", "portraits", "anchored", "--users-of", "costs"]).exit_code == 0
+    of, (name, arms, _, _, protected, out, _) = asked
+    assert (of, name, arms) == ("costs", "portraits-users-of-costs", ["anchored"])
+    assert (protected, out) == (Path("data/protected/portraits"), Path("reports/attacks/portraits-users-of-costs"))

@@ -12,7 +12,7 @@ import typer
 from freezeasguard.errors import FreezeAsGuardError
 
 if TYPE_CHECKING:
-    from freezeasguard.settings.params import Params
+    from freezeasguard.settings.params import Case, Params
     from freezeasguard.users.tuning import Task
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -221,22 +221,37 @@ def attack(
     ),
     seeds: Annotated[int, typer.Option(min=1, help="Users of each kind.")] = 3,
     longer: Annotated[int, typer.Option(min=1, help="Times the case's steps, at its rate; 1: none.")] = 4,
+    users_of: Annotated[
+        str | None, typer.Option(help="Another case, on whose images users train: bystanders, of neither side.")
+    ] = None,
 ) -> None:
-    """What protections keep against users of other rates, seeds and more steps, into reports/attacks/CASE."""
+    """What protections keep against users of other rates, seeds and more steps, into reports/attacks/CASE.
+
+    With `--users-of OTHER` into reports/attacks/CASE-users-of-OTHER: what is left to those whom CASE has nothing to do
+    with.
+    """
     from freezeasguard.arms import Arm
     from freezeasguard.commands import DATA, REPORTS
     from freezeasguard.settings.params import load_params
     from freezeasguard.users.attacks import FULL, attacks_of
     from freezeasguard.users.attacks import attack as attack_case
 
-    params = load_params()
-    task = _task(params, case)
+    params, others = load_params(), users_of or case
+    if _case(params, case).model != _case(params, others).model:
+        raise FreezeAsGuardError(f"--users-of {others}: its model is not that of {case}; choose a case of the same")
+    task, name = _task(params, others), case if others == case else f"{case}-users-of-{others}"
     asked = arms or [arm for arm in params.cases[case].arms if not Arm.parse(arm).before and arm != FULL]
     attacks = attacks_of(task, [float(text) for text in lr.split(",")], longer)
     where = f"Profile {params.profile}, seed {params.seed}, roles {params.roles}, attacker {task.config.attacker}."
-    folders = DATA / "protected" / case, REPORTS / "attacks" / case
+    folders = DATA / "protected" / case, REPORTS / "attacks" / name
     how = {"rho": params.rho, "where": where}
-    print(attack_case(task, case, asked, attacks, seeds, *folders, params.workers, **how).read_text())
+    print(attack_case(task, name, asked, attacks, seeds, *folders, params.workers, **how).read_text())
+
+
+def _case(params: Params, name: str) -> Case:
+    if name not in params.cases:
+        raise FreezeAsGuardError(f"params.yaml has no case {name!r}; it has {', '.join(params.cases)}")
+    return params.cases[name]
 
 
 def _task(params: Params, case: str, *, judged: bool = False) -> Task:
@@ -250,9 +265,8 @@ def _task(params: Params, case: str, *, judged: bool = False) -> Task:
     from freezeasguard.users.tuning import Judge, Task
     from freezeasguard.workers import resolve_device
 
-    if case not in params.cases:
-        raise FreezeAsGuardError(f"params.yaml has no case {case!r}; it has {', '.join(params.cases)}")
-    data, model = CaseData.load(DATA / "latents" / case), DATA / "fetched" / params.cases[case].model
+    model = DATA / "fetched" / _case(params, case).model
+    data = CaseData.load(DATA / "latents" / case)
     judge = None
     if judged:
         path = DATA / "reference" / case / FEATURES / REFERENCE_FILE

@@ -63,7 +63,8 @@ def _attacks(folder: Path) -> list[str]:
     return [
         "Against other users (`freezeasguard attack`, in reports/attacks). Kept of the loss, illegal / legal, by users "
         "who take the best of several rates, and by users who train longer at the usual one; 1 is full fine-tuning at "
-        "its best rate. One protected model a case.",
+        "its best rate. One protected model a case. CASE-users-of-OTHER: who trains on OTHER's images is of neither "
+        "side, and nobody whom CASE is to be protected from.",
         compact_table(["Case, protection", BEST_RATE, f"{often} times the steps"], rows),
     ]
 

@@ -56,7 +56,7 @@ def attacks_of(task: Task, lrs: Sequence[float], longer: int) -> list[Attack]:
 
 def attack(
     task: Task,
-    case: str,
+    name: str,
     arms: Sequence[str],
     attacks: Sequence[Attack],
     n_seeds: int,
@@ -70,6 +70,8 @@ def attack(
     """Train all; writes `out`/users.csv, a row a user, and `out`/attacks.md (.csv, .tex); returns the latter.
 
     Args:
+        task: on whose images users train: the case's own, or another's, who are bystanders of the case.
+        name: of the whole, for its title and while it runs.
         protected: the folder of the case's protected models, one an arm.
         rho: of the headline arms, for their labels.
         where: which experiment, for the notes.
@@ -79,10 +81,11 @@ def attack(
     for arm in arms:
         if not (protected / arm).is_dir():
             raise FreezeAsGuardError(
-                f"{protected} has no protected model {arm!r}; run `dvc repro protect@{case}-{arm}`, or choose another"
+                f"{protected} has no protected model {arm!r}; run `dvc repro protect@{protected.name}-{arm}`, or "
+                "choose another"
             )
         starts[arm] = read_protected(protected / arm, unet)
-    pieces = Pieces(CHECKPOINTS / f"attack-{case}", identity(task, __name__))
+    pieces = Pieces(CHECKPOINTS / f"attack-{name}", identity(task, __name__))
     places = [(arm, one, seed) for arm in starts for one in attacks for seed in range(n_seeds)]
 
     def trial(arm: str, one: Attack, seed: int) -> Trial:
@@ -108,7 +111,7 @@ def attack(
                 for side in SIDES:
                     values = [f"{kept[arm, one, side, part][seed]:.5f}" for part in MEASURED]
                     writer.writerow([arm, f"{one.lr:g}", one.steps, seed, side, *values])
-        title = f"Other rates, seeds and more steps: {case}"
+        title = f"Other rates, seeds and more steps: {name}"
         rows = [row for arm in starts for row in arm_rows(Arm.parse(arm).label(rho), arm, attacks, usual, kept)]
         write_table(temporary / "attacks", title, HEADER, rows, [*notes(n_seeds), where])
     pieces.clear()
