@@ -20,7 +20,7 @@ from freezeasguard.reports.gather import gather_scores
 from freezeasguard.reports.measures import CaseScores
 from freezeasguard.reports.paper import paper_value, paper_values
 from freezeasguard.reports.summary import COLUMNS, cell_rows, headline_metrics, write_summary
-from freezeasguard.reports.tables import table_name, table_rows, verdict_lines, write_tables
+from freezeasguard.reports.tables import published_lines, table_name, table_rows, verdict_lines, write_tables
 from freezeasguard.scores.registry import side_score
 from freezeasguard.scores.scoring import compared_arms
 from freezeasguard.settings.params import Params, parse_params
@@ -301,6 +301,17 @@ def test_a_fall_from_a_score_of_zero_is_not_told(tmp_path: Path) -> None:
     assert "gap" not in metrics["random"] and {"illegal", "legal"} <= metrics["random"].keys()
     figure = tradeoff_figure(CaseScores(params, "portraits", reports), tmp_path / "tradeoff.png")
     assert figure.is_file() and rho_figure(CaseScores(params, "portraits", reports), tmp_path / "rho.png").is_file()
+
+
+def test_what_is_published_before_anybody_trains_is_told(tmp_path: Path) -> None:
+    params = smoke()
+    write_cells(params, tmp_path)
+    path = tmp_path / "reports/scores/portraits/uce-before.json"
+    scores = json.loads(path.read_text())
+    scores["illegal"]["loss"]["kept"], scores["legal"]["loss"]["kept"] = -1.5, 0.9
+    path.write_text(json.dumps(scores))
+    (line,) = published_lines(params, "portraits", tmp_path / "reports")
+    assert line.startswith("UCE before fine-tuning: loss kept illegal -1.50, legal 0.90.")
 
 
 def test_a_side_without_its_own_score_speaks_through_the_first() -> None:

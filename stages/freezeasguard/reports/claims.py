@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from freezeasguard.arms import Arm
-from freezeasguard.reports.measures import read_losses
+from freezeasguard.reports.measures import percent, read_losses
 from freezeasguard.reports.paired import Images, Measured
 from freezeasguard.reports.paper_tables import cases_of, cost_case, cost_ratios, read_costs
 from freezeasguard.reports.rendering import write_table
@@ -154,7 +154,7 @@ class Decider:
         decided = f"{case}, {self._compared(claim, known)}, {by}"
         if found is None:
             return [*told, decided, "-", claim.bound, "not decidable with n = 0 users: not measured"]
-        ours = f"{found.value:+.1f}%"
+        ours = percent(found.value)
         ours += f" [{found.low:+.1f}, {found.high:+.1f}]" if math.isfinite(found.high - found.low) else ""
         silent = claim.test == "fall" and self.images_of(case).no_signal(
             claim.side, deciding_score(self.params, case, claim)

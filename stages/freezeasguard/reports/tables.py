@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from freezeasguard.arms import Arm
+from freezeasguard.arms import PRETRAINED, Arm
 from freezeasguard.reading import read_json
 from freezeasguard.reports.claims import write_claims
 from freezeasguard.reports.kept import kept_text, write_kept
@@ -150,6 +150,19 @@ def verdict_lines(params: Params, case_name: str, reports: Path, data: Path) -> 
     return [*lines, *(f"By {SCORES[named[side]].label}, {side} side: {why}." for side, why in silent.items())]
 
 
+def published_lines(params: Params, case_name: str, reports: Path) -> list[str]:
+    """What a protection that edits gives and takes before anybody trains: its users' shares stand on that."""
+    lines = []
+    for arm in (arm for arm in params.arms(case_name) if arm.before and arm.name != PRETRAINED):
+        scores = read_scores(reports, case_name, arm.name)
+        kept = ", ".join(f"{side} {kept_text(scores[side]['loss']['kept'])}" for side in SIDES)
+        lines.append(
+            f"{arm.label(params.rho)}: loss kept {kept}. So much of what full fine-tuning learns is published already; "
+            "below 0 is taken from the published model itself."
+        )
+    return lines
+
+
 def drift_lines(params: Params, case_name: str, data: Path) -> list[str]:
     """What a protection that tells its `neutral_losses` changes where nobody asked it to."""
     lines = []
@@ -209,7 +222,7 @@ def _notes(params: Params, case_name: str, reports: Path, data: Path) -> list[st
     verdict = verdict_lines(params, case_name, reports, data)
     calibration = calibration_lines(params, case_name, reports)
     oddities = ODDITIES.get(table or 0, ())
-    drift = drift_lines(params, case_name, data)
+    drift = [*published_lines(params, case_name, reports), *drift_lines(params, case_name, data)]
     return [setting, *verdict, *drift, *calibration, *([ours] if ours else []), *SHARED_NOTES, *oddities]
 
 
