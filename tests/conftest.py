@@ -20,6 +20,13 @@ from freezeasguard.sides import SIDES
 torch.set_num_threads(1)
 
 CHANNELS, SIZE, TOKENS, TEXT = 4, 8, 3, 8
+LONG = ("test_pipeline", "test_rehearsal", "test_kill", "test_workers", "test_grid", "test_run", "test_mask_resume")
+"""The files that take longest, in that order: begun first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -422,6 +422,7 @@ URLS = st.text() | st.builds(
 @given(URLS)
 @example("http://127.0.0.1:80\\@8.8.8.8/")
 @example("http://8.8.8.8#@127.0.0.1/")
+@example("HTTP://<")
 @example("http://\uff11\uff12\uff17.0.0.1/")
 def test_every_address_is_read_or_refused(url: str) -> None:
     """What is read is what `requests` will ask for, too."""

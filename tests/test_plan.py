@@ -118,7 +118,7 @@ def test_the_plan_is_printed_by_stage_and_by_table(monkeypatch: pytest.MonkeyPat
     assert float(once[0].split()[2]) == pytest.approx(2 * float(twice[0].split()[2]), abs=0.02)
     assert throughput(params_of("tiny"))[1] < 1 < throughput(params_of("paper"))[1]
     done = CliRunner().invoke(cli, ["plan"])
-    assert done.exit_code == 0 and "profile tiny: 43 cells" in done.output and "to fetch: nothing" in done.output
+    assert done.exit_code == 0 and "profile tiny: 46 cells" in done.output and "to fetch: nothing" in done.output
 
 
 def test_table_2_fits_into_a_night_and_the_profile_says_so() -> None:

@@ -117,7 +117,10 @@ def read_address(url: str) -> tuple[str, int]:
         raise Ended("refused: user name in the address")
     if not host or not alike or re.search(r"[\x00-\x1f\x7f\\]", url):
         raise Ended("refused: malformed address")
-    return str(other.host).strip("[]"), (80 if parts.scheme == "http" else 443) if port is None else port
+    named = str(other.host).strip("[]")
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+", named):  # `requests` would quote it, and ask for another
+        raise Ended("refused: malformed address")
+    return named, (80 if parts.scheme == "http" else 443) if port is None else port
 
 
 def absolute(page: str, address: str) -> str:
