@@ -189,7 +189,7 @@ def tune(
         task = _task(params, name, judged=True)
         runs = tune_case(task, rates, numbers, REPORTS / "tuning" / name, params.workers)
         found, count = best(runs)
-        for side, judge in (task.judge.names if task.judge else {}).items():
+        for side, judge in task.judge.names.items():
             mine, score = [run for run in runs if run.side == side], SCORES[judge]
             rate, n = best_by_score(mine, lower_is_better=score.lower_is_better)
             print(f"cases.{name}: by {score.label}, {side} side alone {rate:g}, {n} steps")

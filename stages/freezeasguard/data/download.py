@@ -107,18 +107,16 @@ def read_address(url: str) -> tuple[str, int]:
     """Host and port of a web address; one that two readers may take for different hosts is refused."""
     try:
         parts, other = urlsplit(url), urllib3.util.parse_url(url)
-        host, port = parts.hostname, parts.port
-        alike = not url.isascii() or (host, port) == ((other.host or "").strip("[]"), other.port)
+        host, port, named = parts.hostname, parts.port, (other.host or "").strip("[]")
+        alike = not url.isascii() or (host, port) == (named, other.port)
     except ValueError:
         raise Ended("refused: malformed address") from None
     if parts.scheme not in ("http", "https"):
         raise Ended(f"refused: {parts.scheme or 'no'} scheme")
     if "@" in parts.netloc:
         raise Ended("refused: user name in the address")
-    if not host or not alike or re.search(r"[\x00-\x1f\x7f\\]", url):
-        raise Ended("refused: malformed address")
-    named = str(other.host).strip("[]")
-    if not re.fullmatch(r"[A-Za-z0-9._:-]+", named):  # `requests` would quote it, and ask for another
+    quoted = not re.fullmatch(r"[A-Za-z0-9._:-]+", named)  # by `requests`, which asks for another host then
+    if not host or not alike or quoted or re.search(r"[\x00-\x1f\x7f\\]", url):
         raise Ended("refused: malformed address")
     return named, (80 if parts.scheme == "http" else 443) if port is None else port
 
