@@ -151,6 +151,7 @@ def test_other_methods_simulate_the_cases_users_too() -> None:
     params = params_of("tiny", cases__artworks__adapt_lr=3e-4)
     imma, anchors = params.imma_block("artworks"), params.own_block("artworks", "anchored")
     assert (imma.inner_lr, imma.outer_lr) == (3e-4, 4 * 3e-4) and anchors["user_lr"] == 3e-4
+    assert (imma.steps, params_of("study").imma_block("explicit").steps) == (60, 180)  # as its users have
     written = params_of("tiny", imma__inner_lr=1e-3, methods__anchored__user_lr=1e-2)
     assert (written.imma_block("artworks").inner_lr, written.imma_block("artworks").outer_lr) == (1e-3, 4e-3)
     assert written.own_block("artworks", "anchored")["user_lr"] == 1e-2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -22,6 +23,8 @@ FEATURES, CALIBRATION = "features", "calibration.json"
 """In a case's folder below data/reference."""
 SUMMARIES = "summaries"
 """In a case's folder below data/scores: an arm's scores, and the arms compared."""
+ENDING = (signal.SIGINT, signal.SIGTERM)
+"""Signals by which a command is asked to end."""
 
 Domain = Annotated[str, typer.Argument(help="A domain of params.yaml, e.g. portraits.")]
 Model = Annotated[str, typer.Argument(help="A model of params.yaml, e.g. tiny-1.5.")]
@@ -62,6 +65,20 @@ def terminate(number: int, _: Any) -> NoReturn:
     """A handler of signals: leave as Ctrl-C does, through what has to be put in order."""
     signal.signal(number, signal.SIG_IGN)  # a second one must not cut the cleaning short
     raise SystemExit(128 + number)
+
+
+@contextmanager
+def held_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM wait until the end: what is written meanwhile by others' code is written whole."""
+    heard: list[int] = []
+    before = {number: signal.signal(number, lambda got, _: heard.append(got)) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in heard[:1]:
+            signal.raise_signal(number)
 
 
 class Machine(NamedTuple):

@@ -23,6 +23,7 @@ from dvc.rwlock import rwlock
 from dvc.stage.cache import RunCacheNotFoundError
 from dvc.utils.serialize import dump_yaml, load_yaml
 
+from freezeasguard.commands import held_signals
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 
@@ -81,7 +82,7 @@ class Pipeline:
                 return None
             if stage.frozen or not stage.cmd:  # DVC only looks whether its outputs are there
                 stage.reproduce()
-                stage.dump(update_pipeline=False)
+                self._record(stage)
                 return None
             stage.remove_outs(ignore_remove=False, force=False)
             try:
@@ -104,7 +105,12 @@ class Pipeline:
         uncached = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
         stage.save(run_cache=not uncached)
         stage.commit()
-        stage.dump(update_pipeline=False)
+        self._record(stage)
+
+    def _record(self, stage: Any) -> None:
+        """In dvc.lock, which DVC writes in place: a Ctrl-C in the midst of it would leave half a file."""
+        with held_signals():
+            stage.dump(update_pipeline=False)
 
     def _command(self, stage: Any) -> Command:
         commands = stage.cmd if isinstance(stage.cmd, list) else stage.cmd.splitlines()
@@ -119,13 +125,15 @@ class Pipeline:
         write = [item.fs_path for item in stage.outs]
         hardlink = self.repo.config["core"].get("hardlink_lock", False)
         lock = rwlock(self.repo.tmp_dir, self.repo.fs, f"freezeasguard run {name}", read, write, hardlink)
-        stack.enter_context(lock)
+        with held_signals():  # DVC writes this in place, too
+            stack.enter_context(lock)
         self._held[name] = stack
 
     def release(self, name: str) -> None:
         """Whatever became of its command, the stage reads and writes no more."""
         if stack := self._held.pop(name, None):
-            stack.close()
+            with held_signals():
+                stack.close()
 
     def close(self) -> None:
         for name in list(self._held):

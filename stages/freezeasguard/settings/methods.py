@@ -19,11 +19,11 @@ class UCE(Block):
     """Keep the captions of the legal side's mask-learning images as well; UCE's authors keep some 1,700 artists."""
 
 
-class IMMA(Block):
-    """Immunising."""
+class IMMAOfParams(Block):
+    """`imma` of params.yaml."""
 
-    steps: Positive
-    """Pairs of an inner (attacker's) and an outer (defender's) step."""
+    steps: Positive | None = None
+    """Pairs of an inner (attacker's) and an outer (defender's) step; null: as many as the case's own users have."""
     batch_size: Positive
     inner_lr: Rate | None = None
     """Of the simulated attacker; null: that of the case's own users."""
@@ -35,6 +35,12 @@ class IMMA(Block):
     max_grad_norm: PositiveFloat = 1.0
     checkpoint_minutes: PositiveFloat = 10
     """How often a run leaves its state, to go on from after a kill: 12 GB of Stable Diffusion v1.5."""
+
+
+class IMMA(IMMAOfParams):
+    """Immunising one case's model."""
+
+    steps: Positive  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class Anchored(Block):

@@ -14,11 +14,12 @@ from freezeasguard.settings.reading import parse_yaml, read_yaml
 OF_THE_CASE = "the case's adapt.lr"
 FOLLOWS = {
     "mask.user_lr": OF_THE_CASE,
+    "imma.steps": "the case's adapt.steps",
     "imma.inner_lr": OF_THE_CASE,
     "imma.outer_lr": "4 x imma.inner_lr",
     "methods.anchored.user_lr": OF_THE_CASE,
 }
-"""What stands in for a rate that is null."""
+"""What stands in for what is null."""
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

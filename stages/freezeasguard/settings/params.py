@@ -34,7 +34,7 @@ from freezeasguard.settings.blocks import (
 )
 from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.mask import Mask
-from freezeasguard.settings.methods import IMMA, UCE
+from freezeasguard.settings.methods import IMMA, IMMAOfParams, UCE
 from freezeasguard.settings.names import HUB_ID, ClassName, Commit, HubId, LocalPath, Name, Sha256
 from freezeasguard.settings.reading import read_yaml, validated
 from freezeasguard.settings.users import Adapt, Finetuning, Generate
@@ -396,7 +396,7 @@ class Params(Block):
     relearn: Finetuning
     mask: Mask
     uce: UCE
-    imma: IMMA
+    imma: IMMAOfParams
     methods: dict[Name, dict[str, Any]] = {}
     """Numbers of further registered methods, by their `block`."""
     adapt: Adapt
@@ -474,10 +474,11 @@ class Params(Block):
         return found if found.user_lr is not None else found.with_(user_lr=self.adapt_block(case).lr)
 
     def imma_block(self, case: str) -> IMMA:
-        """How a case's model is immunised; the simulated attacker has the real one's rate."""
-        inner = self.adapt_block(case).lr if self.imma.inner_lr is None else self.imma.inner_lr
+        """How a case's model is immunised; the simulated attacker has what is null of the real one: rate and steps."""
+        users, own = self.adapt_block(case), self.imma.model_dump()
+        inner = users.lr if self.imma.inner_lr is None else self.imma.inner_lr
         outer = 4 * inner if self.imma.outer_lr is None else self.imma.outer_lr
-        return self.imma.model_copy(update={"inner_lr": inner, "outer_lr": outer})
+        return IMMA(**{**own, "steps": self.imma.steps or users.steps, "inner_lr": inner, "outer_lr": outer})
 
     def own_block(self, case: str, block: str) -> dict[str, Any]:
         """The numbers of any other method; a simulated user without a rate has the real one's."""
