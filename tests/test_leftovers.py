@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import folder_atomically, remove_leftovers, write_atomically
 from freezeasguard.workers import die_with, run_side_by_side
+from processes import hear_ctrl_c
 
 ROOT = Path(__file__).parent.parent
 STAGE = """
@@ -136,7 +138,8 @@ def test_a_leftover_changes_no_folders_hash(tmp_path: Path, dead: int) -> None:
 def start(folder: Path) -> tuple[subprocess.Popen[bytes], list[int]]:
     """The stage and its two children, once both have written."""
     with (folder / "stderr").open("wb") as errors:
-        stage = subprocess.Popen([sys.executable, "-c", STAGE], cwd=folder, stderr=errors, start_new_session=True)
+        how: dict[str, Any] = {"start_new_session": True, "preexec_fn": hear_ctrl_c}
+        stage = subprocess.Popen([sys.executable, "-c", STAGE], cwd=folder, stderr=errors, **how)
     here = folder / f"data/adapted/case/.full.{stage.pid}.tmp"
     assert wait_for(lambda: len([p for p in here.glob("*") if p.read_text()]) == 2)
     return stage, [int((here / side).read_text()) for side in ("illegal", "legal")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.running.engine import executor_names, read_executor
 from freezeasguard.running.pipeline import Pipeline
 from freezeasguard.running.screen import last_words
+from processes import hear_ctrl_c
 
 RUN = [sys.executable, "-c", "from freezeasguard.cli import app; app()", "run"]
 DVC = [sys.executable, "-m", "dvc"]
@@ -120,10 +122,8 @@ SLOW = {"slow": stage("echo $$ > pid; sleep 30; echo done > slow", "slow")}
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """With Ctrl-C as a terminal's shell leaves it: what runs these tests in the background ignores it."""
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    return subprocess.Popen([*RUN, *arguments], cwd=folder, **pipes, **heard)
+    return subprocess.Popen([*RUN, *arguments], cwd=folder, preexec_fn=hear_ctrl_c, **pipes)
 
 
 def pid_of(folder: Path) -> int:
@@ -167,6 +167,47 @@ def test_a_run_that_is_ended_goes_on_where_it_was_and_leaves_nobody_at_work(tmp_
     assert [process.cmdline() for process in alive] == []
     (ours / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"first": stage("echo 1 > first", "first")}}))
     assert "0 stages ran, 1 were" in run(ours).stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_waits_until_dvcs_own_files_are_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """DVC writes dvc.lock and its rwlock in place: a Ctrl-C in the midst of one left half a file."""
+
+    class Ended(Exception):
+        pass
+
+    def end(*_: Any) -> None:
+        raise Ended
+
+    written: list[str] = []
+
+    def dump(*_: Any, **__: Any) -> None:
+        signal.raise_signal(number)
+        written.append("dvc.lock")
+
+    before = signal.signal(number, end)
+    try:
+        monkeypatch.chdir(project(tmp_path / "ours", {"first": stage("echo 1 > first", "first")}))
+        pipeline = Pipeline(Path())
+        assert pipeline.begin("first") is not None
+        Path("first").write_text("1\n")
+        monkeypatch.setattr(type(pipeline.stages["first"]), "dump", dump)
+        with pytest.raises(Ended):
+            pipeline.end("first")
+        assert written == ["dvc.lock"] and signal.getsignal(number) is end
+        whole = json.dump
+        monkeypatch.setattr(json, "dump", lambda *parts: (signal.raise_signal(number), whole(*parts)))
+        with pytest.raises(Ended):
+            pipeline._hold("first")
+        rwlock = Path(".dvc/tmp/rwlock")
+        assert "freezeasguard run first" in rwlock.read_text()
+        with pytest.raises(Ended):
+            pipeline.close()
+        assert json.loads(rwlock.read_text()) == {"read": {}}
+    finally:
+        signal.signal(number, before)
 
 
 def test_two_runs_at_once(tmp_path: Path) -> None:

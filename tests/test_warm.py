@@ -9,11 +9,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from processes import hear_ctrl_c
+
+Process = subprocess.Popen[str]
 ROOT = Path(__file__).parent.parent
 STAGE = """
 import os, sys, time
@@ -52,10 +56,14 @@ def environment(project: Path) -> dict[str, str]:
     }
 
 
-def start(project: Path, *arguments: str, **more: str) -> subprocess.Popen[str]:
+def start(project: Path, *arguments: str, begin: Callable[[], object] = hear_ctrl_c, **more: str) -> Process:
     command = [sys.executable, "-m", "stages.adapt", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=project, env={**environment(project), **more}, **pipes)
+    return subprocess.Popen(command, cwd=project, env={**environment(project), **more}, preexec_fn=begin, **pipes)
+
+
+def ignore_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def wait_until(condition: object, seconds: float = 20) -> None:
@@ -88,7 +96,12 @@ def project(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def server(project: Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-c", SERVER, "30"], cwd=project, env=environment(project))
+    how: dict[str, Any] = {
+        "cwd": project,
+        "env": environment(project),
+        "preexec_fn": ignore_ctrl_c,
+    }  # as one begun in the background
+    process = subprocess.Popen([sys.executable, "-c", SERVER, "30"], **how)
     wait_until(lambda: list((project / "tmp").glob("freezeasguard-*/*")))
     yield process
     process.kill()
@@ -132,9 +145,21 @@ def test_a_stage_dies_with_its_command(project: Path, server: subprocess.Popen[b
     pids = [int(process.stdout.readline().split()[-2]), int(process.stdout.readline())]
     assert process.pid not in pids
     process.send_signal(number)
-    assert process.wait(20) == (1 if number == signal.SIGINT else -number)  # Python turns an interrupt into a traceback
+    # Python turns an interrupt into a traceback; the command itself may hear it, before it has been told of its stage
+    assert process.wait(20) in ((1, -number) if number == signal.SIGINT else (-number,))
     wait_until(lambda: all(gone(pid) for pid in pids))
     assert run(project, "a")[0][-1] == "True"  # the server lives on
+
+
+def test_what_no_ctrl_c_reaches_passes_none_on(project: Path, server: subprocess.Popen[bytes]) -> None:
+    process = start(project, "sleep", begin=ignore_ctrl_c)
+    assert process.stdout
+    pids = [int(process.stdout.readline().split()[-2]), int(process.stdout.readline())]
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None and not any(map(gone, pids))
+    process.kill()
+    assert process.wait(20) == -signal.SIGKILL
 
 
 def test_a_command_dies_as_its_stage_did(project: Path, server: subprocess.Popen[bytes]) -> None:

@@ -75,7 +75,8 @@ def hand_over() -> None:
 def _wait(pid: int, answers: Any) -> NoReturn:
     """Until the stage's process has ended; then end alike."""
     for number in PASSED_ON:
-        signal.signal(number, lambda number, _: os.kill(pid, number))
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in the background, which no Ctrl-C reaches
+            signal.signal(number, lambda number, _: os.kill(pid, number))
     try:
         status = answers.readline()
     except OSError:
@@ -234,6 +235,7 @@ def _become(job: dict[str, Any], files: list[int]) -> NoReturn:
     code = 1
     try:
         os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the server may not have heard it
         for target, file in enumerate(files):
             os.dup2(file, target)
         os.closerange(3, 256)  # the server's sockets

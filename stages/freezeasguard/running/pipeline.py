@@ -127,7 +127,7 @@ class Pipeline:
         lock = rwlock(self.repo.tmp_dir, self.repo.fs, f"freezeasguard run {name}", read, write, hardlink)
         with held_signals():  # DVC writes this in place, too
             stack.enter_context(lock)
-        self._held[name] = stack
+            self._held[name] = stack
 
     def release(self, name: str) -> None:
         """Whatever became of its command, the stage reads and writes no more."""

@@ -34,7 +34,7 @@ from freezeasguard.settings.blocks import (
 )
 from freezeasguard.settings.compute import Compute
 from freezeasguard.settings.mask import Mask
-from freezeasguard.settings.methods import IMMA, IMMAOfParams, UCE
+from freezeasguard.settings.methods import IMMA, UCE, IMMAOfParams
 from freezeasguard.settings.names import HUB_ID, ClassName, Commit, HubId, LocalPath, Name, Sha256
 from freezeasguard.settings.reading import read_yaml, validated
 from freezeasguard.settings.users import Adapt, Finetuning, Generate
