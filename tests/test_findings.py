@@ -154,6 +154,21 @@ def test_the_overview_has_a_table_an_endpoint_and_bold_findings() -> None:
     assert "** +0.7" in fewer and ", n = 4 |" in fewer
 
 
+def test_what_is_published_stands_beside_what_is_kept_after_training() -> None:
+    """Of the seeds that the finding stands on; it is no finding of its own, and no part of one."""
+    cells = [*seeds("anchored", [*LEARNED[:4], (0.2, None)]), *seeds("imma", LEARNED, case="artworks")]
+    before = seeds("anchored-before", [(-3.0, 0.5), (-4.0, 0.6), (-3.0, 0.5), (-4.0, 0.6), (9.0, 9.0)])
+    without, found = findings_of(cells), findings_of([*cells, *before])
+    assert finding_rows(found) == finding_rows(without) and "published" not in overview(without).lower()
+    *_, table, read = overview(found).split("\n\n")
+    assert table.splitlines()[2:] == [
+        "| Anchored, by score | -3.50 / 0.55 | - |",
+        "| Anchored, by loss | -3.50 / 0.55 | - |",
+    ]
+    assert "published to everyone" in read
+    assert ", before anybody trains -3.50 / 0.55, over full fine-tuning's gap" in answers(found)
+
+
 def test_answers_are_the_findings_own_figures() -> None:
     """A case that found nothing says so beside the one that found something."""
     cells = [

@@ -54,6 +54,8 @@ class Finding:
     blind: Mapping[str, Kept] | None
     roles: Sequence[str]
     """The role assignments that each repetition is averaged over."""
+    published: Mapping[str, Kept] | None = None
+    """What the model keeps before anybody trains, by seed; None where that was not run."""
 
     @property
     def label(self) -> str:
@@ -74,6 +76,12 @@ class Finding:
     def kept_text(self, measure: str) -> str:
         """Illegal / legal."""
         return " / ".join(share_text(self.kept(measure, side)) for side in SIDES)
+
+    def published_text(self, measure: str) -> str:
+        """Illegal / legal, of the seeds that the finding stands on; empty where nothing is known of them."""
+        known = [self.published[seed] for seed in self.over(measure) if self.published and seed in self.published]
+        shares = [share_text(mean([one.kept[measure, side] for one in known])) for side in SIDES]
+        return " / ".join(shares) if known else ""
 
     def has_signal(self, measure: str) -> bool:
         return 2 * len(self.over(measure)) >= len(self.own)
@@ -115,7 +123,7 @@ def findings_of(cells: Sequence[Row]) -> list[Finding]:
     """Of all cases, in the order of the cells; random masks are what others are measured by."""
     found = []
     for case, rows in rows_by_case(cells).items():
-        kinds, (roles, _) = kept_by_seed(rows), compared_roles(rows)
+        kinds, published, (roles, _) = kept_by_seed(rows), kept_by_seed(rows, before=True), compared_roles(rows)
         for kind, ones in kinds.items():
             if kind.arm.method.startswith("random"):
                 continue
@@ -123,7 +131,8 @@ def findings_of(cells: Sequence[Row]) -> list[Finding]:
             seeds = [seed for seed in ones if blind is None or seed in blind]
             if seeds:
                 beside = blind and {seed: blind[seed] for seed in seeds}
-                found.append(Finding(case, kind, {seed: ones[seed] for seed in seeds}, beside, roles))
+                own = {seed: ones[seed] for seed in seeds}
+                found.append(Finding(case, kind, own, beside, roles, published.get(kind)))
     return found
 
 
@@ -250,7 +259,9 @@ def answers(findings: Sequence[Finding]) -> str:
 def _figures(one: Finding, measure: str) -> str:
     over = list(one.over(measure).values())
     than = "random masks' gap" if one.blind else "full fine-tuning's gap"
-    return f"kept illegal / legal {one.kept_text(measure)}, over {than} {interval_text(over)}, n = {len(over)}"
+    published = one.published_text(measure)
+    before = f", before anybody trains {published}" if published else ""
+    return f"kept illegal / legal {one.kept_text(measure)}{before}, over {than} {interval_text(over)}, n = {len(over)}"
 
 
 def overview(findings: Sequence[Finding]) -> str:
@@ -271,7 +282,25 @@ def overview(findings: Sequence[Finding]) -> str:
         f"and in brackets what is kept, illegal / legal; n = {most} where no other is told. **Bold** is what is shown; "
         "the rest is not. No signal: full fine-tuning itself hardly betters the score."
     )
-    return "\n\n".join([*blocks, read])
+    return "\n\n".join([*blocks, read, *_published(findings, cases)])
+
+
+def _published(findings: Sequence[Finding], cases: Sequence[str]) -> list[str]:
+    """A table of what the protections that edit a model keep before anybody trains, where that was run."""
+    known = [one for one in findings if one.published]
+    rows = []
+    for measure in ENDPOINTS:
+        for label in dict.fromkeys(one.label for one in known):
+            told = {one.case: one.published_text(measure) for one in known if one.label == label}
+            rows.append([f"{label}, by {measure}", *(told.get(case) or "-" for case in cases)])
+    if not rows:
+        return []
+    read = (
+        "What the published model itself keeps, illegal / legal, before anybody trains: 0 is the pretrained model; "
+        "below it the model fits the side's images worse than that. What is kept of the legal side here was published "
+        "to everyone, and is not what its users learned."
+    )
+    return [compact_table(["Published", *cases], rows), read]
 
 
 def _overview_cell(one: Finding, measure: str, p: float, most: int) -> str:

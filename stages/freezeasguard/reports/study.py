@@ -44,7 +44,7 @@ class Kind:
 
     @classmethod
     def of(cls, row: Row) -> Kind:
-        arm = replace(Arm.parse(row["arm"]), percent=None, draw=0)
+        arm = replace(Arm.parse(row["arm"]), percent=None, draw=0, before=False)
         made = arm.kind.block == "mask"
         weight = float(row["illegal_weight"]) if made and row["illegal_weight"] else None
         return cls(arm, float(row["arm_rho"]), row["preset"] if made else "", weight, row["settings"])
@@ -105,13 +105,17 @@ def compared_roles(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
     return roles, sorted(both or seeds[roles[0]], key=int)
 
 
-def kept_by_seed(rows: Sequence[Row]) -> dict[Kind, dict[str, Kept]]:
-    """Per kind, what each repetition (seed) says; a repetition without the kind in some role says nothing of it."""
+def kept_by_seed(rows: Sequence[Row], *, before: bool = False) -> dict[Kind, dict[str, Kept]]:
+    """Per kind, what each repetition (seed) says; a repetition without the kind in some role says nothing of it.
+
+    Args:
+        before: of what is published instead, before anybody trains; under the kind that users then train.
+    """
     roles, seeds = compared_roles(rows)
     groups: dict[Kind, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         arm = Arm.parse(row["arm"])
-        if row["seed"] in seeds and not arm.before and arm.method != "full":
+        if row["seed"] in seeds and arm.before == before and arm.method != "full":
             groups[Kind.of(row)][row["seed"]].append(row)
     found = {}
     for kind in sorted(groups, key=lambda kind: kind.place):
@@ -150,7 +154,7 @@ def study_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         header += [f"Kept {measure}, illegal", f"legal ({measure})", f"Gap ({measure}) [95%]"]
     lines = []
     for kind, ones in kinds.items():
-        mine = [row for row in rows if Kind.of(row) == kind]
+        mine = [row for row in rows if Kind.of(row) == kind and not Arm.parse(row["arm"]).before]
         line = [kind.arm.label(kind.rho)]
         if several_weights:
             line.append("-" if kind.illegal_weight is None else f"{kind.illegal_weight:g}")
