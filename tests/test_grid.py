@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.running.grid import CLONES, combinations, experiment_name, run_grid
 from project import commit, dvc
 from project import run as call
-from test_run import RUN, project, run, stage
+from test_run import RUN, project, run, stage, start, wait_for
 
 STAGES = {
     "settings": {**stage("cat params.yaml > settings", "settings"), "params": ["seed", "roles"]},
@@ -74,6 +76,25 @@ def test_a_failed_experiment_stops_no_other_and_goes_on_in_its_clone(
     allowed.touch()
     assert "2 stages ran, 1 were" in run(workspace, "-S", "seed=2").stdout
     assert sorted(saved(workspace)) == ["seed-2", "seed-3"] and not (workspace / CLONES / "seed-2").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_grid_that_is_ended_leaves_nobody_at_work_and_goes_on(tmp_path: Path, number: int) -> None:
+    told = tmp_path / "pid"
+    slow = stage(f"test -e {told} || {{ echo $$ > {told}; sleep 60; }}; cp settings model", "model", "settings")
+    workspace = project(tmp_path / "project", {**STAGES, "train": slow})
+    (workspace / "params.yaml").write_text("seed: 0\nroles: given\n")
+    commit(workspace)
+    grid = start(workspace, "--jobs", "2", "-S", "seed=5,6")
+    wait_for(lambda: told.is_file() and told.read_text())
+    below, at_work = psutil.Process(grid.pid).children(recursive=True), psutil.Process(int(told.read_text()))
+    grid.send_signal(number)
+    grid.communicate(timeout=60)
+    assert grid.returncode != 0
+    _, alive = psutil.wait_procs([*below, at_work], timeout=10)
+    assert [process.cmdline() for process in alive] == []
+    assert saved(workspace) == {} and "2 of 2 experiments ended well" in run(workspace, "-S", "seed=5,6").stdout
+    assert sorted(saved(workspace)) == ["seed-5", "seed-6"]
 
 
 def test_what_ended_well_runs_again_for_other_targets_from_another_head_or_once_removed(workspace: Path) -> None:

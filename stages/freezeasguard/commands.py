@@ -68,10 +68,20 @@ def terminate(number: int, _: Any) -> NoReturn:
 
 
 @contextmanager
-def held_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM wait until the end: what is written meanwhile by others' code is written whole."""
+def held_signals(meanwhile: Callable[[int], object] = lambda number: None) -> Iterator[None]:
+    """SIGINT and SIGTERM take effect at the end: what others' code writes until then is written whole.
+
+    Args:
+        meanwhile: is called with the first that comes.
+    """
     heard: list[int] = []
-    before = {number: signal.signal(number, lambda got, _: heard.append(got)) for number in ENDING}
+
+    def hear(number: int, _: Any) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            meanwhile(number)
+
+    before = {number: signal.signal(number, hear) for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:

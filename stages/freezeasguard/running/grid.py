@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from freezeasguard.commands import held_signals
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_json
 from freezeasguard.reading import read_json
@@ -74,7 +75,7 @@ def run_grid(
             continue
         print(f"experiment {name}")
         clone = _clone(root, name, head, overrides)
-        ended[name] = subprocess.run([*RUN, *targets, *arguments], cwd=clone).returncode == 0
+        ended[name] = _status([*RUN, *targets, *arguments], clone) == 0
         if ended[name]:
             reports = [part for path in _in_git(clone) for part in ("--include-untracked", path)]
             # Of the targets alone: it commits, as if they had run, all stages that it is not told to leave.
@@ -83,6 +84,15 @@ def run_grid(
             write_json(root / FINISHED, _records(root) | {ref: _record(root, ref, overrides, targets)})
             shutil.rmtree(clone)
     return ended
+
+
+def _status(command: Sequence[str], folder: Path) -> int:
+    """Of a run, which is waited for when this process is asked to end, too: it ends its workers.
+
+    In a process group of its own, so that it hears a terminal's Ctrl-C once, from here.
+    """
+    with subprocess.Popen(command, cwd=folder, process_group=0) as child, held_signals(child.send_signal):
+        return child.wait()
 
 
 def _records(root: Path) -> dict[str, dict[str, object]]:
