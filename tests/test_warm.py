@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from processes import hear_ctrl_c
+from processes import hear_ctrl_c, ignore_ctrl_c
 
 Process = subprocess.Popen[str]
 ROOT = Path(__file__).parent.parent
@@ -62,8 +62,11 @@ def start(project: Path, *arguments: str, begin: Callable[[], object] = hear_ctr
     return subprocess.Popen(command, cwd=project, env={**environment(project), **more}, preexec_fn=begin, **pipes)
 
 
-def ignore_ctrl_c() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def sleeping(project: Path, begin: Callable[[], object] = hear_ctrl_c) -> tuple[Process, list[int]]:
+    """A command, and its stage's process and that one's child, once both are at work."""
+    process = start(project, "sleep", begin=begin)
+    assert process.stdout
+    return process, [int(process.stdout.readline().split()[-2]), int(process.stdout.readline())]
 
 
 def wait_until(condition: object, seconds: float = 20) -> None:
@@ -96,11 +99,7 @@ def project(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def server(project: Path) -> Iterator[subprocess.Popen[bytes]]:
-    how: dict[str, Any] = {
-        "cwd": project,
-        "env": environment(project),
-        "preexec_fn": ignore_ctrl_c,
-    }  # as one begun in the background
+    how: dict[str, Any] = {"cwd": project, "env": environment(project), "preexec_fn": ignore_ctrl_c}
     process = subprocess.Popen([sys.executable, "-c", SERVER, "30"], **how)
     wait_until(lambda: list((project / "tmp").glob("freezeasguard-*/*")))
     yield process
@@ -140,21 +139,16 @@ def test_another_environment_or_set_of_packages_is_not_served(project: Path, ser
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stage_dies_with_its_command(project: Path, server: subprocess.Popen[bytes], number: int) -> None:
-    process = start(project, "sleep")
-    assert process.stdout
-    pids = [int(process.stdout.readline().split()[-2]), int(process.stdout.readline())]
+    process, pids = sleeping(project)
     assert process.pid not in pids
     process.send_signal(number)
-    # Python turns an interrupt into a traceback; the command itself may hear it, before it has been told of its stage
-    assert process.wait(20) in ((1, -number) if number == signal.SIGINT else (-number,))
+    assert process.wait(20) == (1 if number == signal.SIGINT else -number)  # Python turns an interrupt into a traceback
     wait_until(lambda: all(gone(pid) for pid in pids))
     assert run(project, "a")[0][-1] == "True"  # the server lives on
 
 
 def test_what_no_ctrl_c_reaches_passes_none_on(project: Path, server: subprocess.Popen[bytes]) -> None:
-    process = start(project, "sleep", begin=ignore_ctrl_c)
-    assert process.stdout
-    pids = [int(process.stdout.readline().split()[-2]), int(process.stdout.readline())]
+    process, pids = sleeping(project, begin=ignore_ctrl_c)
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert process.poll() is None and not any(map(gone, pids))
@@ -163,9 +157,7 @@ def test_what_no_ctrl_c_reaches_passes_none_on(project: Path, server: subprocess
 
 
 def test_a_command_dies_as_its_stage_did(project: Path, server: subprocess.Popen[bytes]) -> None:
-    process = start(project, "sleep")
-    assert process.stdout
-    pids = [int(process.stdout.readline().split()[-2]), int(process.stdout.readline())]
+    process, pids = sleeping(project)
     os.kill(pids[0], signal.SIGKILL)
     assert process.wait(20) == -signal.SIGKILL
     wait_until(lambda: gone(pids[1]))
@@ -174,9 +166,7 @@ def test_a_command_dies_as_its_stage_did(project: Path, server: subprocess.Popen
 def test_a_stage_whose_server_is_killed_fails_and_leaves_nothing(
     project: Path, server: subprocess.Popen[bytes]
 ) -> None:
-    process = start(project, "sleep")
-    assert process.stdout
-    pids = [int(process.stdout.readline().split()[-2]), int(process.stdout.readline())]
+    process, pids = sleeping(project)
     server.kill()
     assert process.wait(20) == 1
     wait_until(lambda: all(gone(pid) for pid in pids))

@@ -54,8 +54,8 @@ class Finding:
     blind: Mapping[str, Kept] | None
     roles: Sequence[str]
     """The role assignments that each repetition is averaged over."""
-    published: Mapping[str, Kept] | None = None
-    """What the model keeps before anybody trains, by seed; None where that was not run."""
+    published: Mapping[str, Kept]
+    """What the model keeps before anybody trains, by seed; empty where that was not run."""
 
     @property
     def label(self) -> str:
@@ -75,13 +75,12 @@ class Finding:
 
     def kept_text(self, measure: str) -> str:
         """Illegal / legal."""
-        return " / ".join(share_text(self.kept(measure, side)) for side in SIDES)
+        return pair_text([self.own[seed] for seed in self.over(measure)], measure)
 
     def published_text(self, measure: str) -> str:
         """Illegal / legal, of the seeds that the finding stands on; empty where nothing is known of them."""
-        known = [self.published[seed] for seed in self.over(measure) if self.published and seed in self.published]
-        shares = [share_text(mean([one.kept[measure, side] for one in known])) for side in SIDES]
-        return " / ".join(shares) if known else ""
+        known = [self.published[seed] for seed in self.over(measure) if seed in self.published]
+        return pair_text(known, measure) if known else ""
 
     def has_signal(self, measure: str) -> bool:
         return 2 * len(self.over(measure)) >= len(self.own)
@@ -110,6 +109,11 @@ def mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 
+def pair_text(ones: Sequence[Kept], measure: str) -> str:
+    """Means over repetitions, illegal / legal."""
+    return " / ".join(share_text(mean([one.kept[measure, side] for one in ones])) for side in SIDES)
+
+
 def p_of(values: Sequence[float]) -> float:
     """Student's one-sample test against 0, two-sided; nan for fewer than two values, 1 where all are 0."""
     from scipy.stats import ttest_1samp
@@ -132,7 +136,7 @@ def findings_of(cells: Sequence[Row]) -> list[Finding]:
             if seeds:
                 beside = blind and {seed: blind[seed] for seed in seeds}
                 own = {seed: ones[seed] for seed in seeds}
-                found.append(Finding(case, kind, own, beside, roles, published.get(kind)))
+                found.append(Finding(case, kind, own, beside, roles, published.get(kind, {})))
     return found
 
 

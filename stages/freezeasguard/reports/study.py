@@ -142,7 +142,7 @@ def _mean(rows: Sequence[Row], column: str) -> float:
 def study_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of one case: a row a kind of mask; its ratios and illegal weights stand below each other."""
     _, seeds = compared_roles(rows)
-    rows = [row for row in rows if row["seed"] in seeds]
+    rows = [row for row in rows if row["seed"] in seeds and not Arm.parse(row["arm"]).before]
     kinds = kept_by_kind(rows)
     several_presets = len({kind.preset for kind in kinds if kind.preset}) > 1
     several_weights = len({kind.illegal_weight for kind in kinds if kind.illegal_weight is not None}) > 1
@@ -154,7 +154,7 @@ def study_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         header += [f"Kept {measure}, illegal", f"legal ({measure})", f"Gap ({measure}) [95%]"]
     lines = []
     for kind, ones in kinds.items():
-        mine = [row for row in rows if Kind.of(row) == kind and not Arm.parse(row["arm"]).before]
+        mine = [row for row in rows if Kind.of(row) == kind]
         line = [kind.arm.label(kind.rho)]
         if several_weights:
             line.append("-" if kind.illegal_weight is None else f"{kind.illegal_weight:g}")
