@@ -43,7 +43,7 @@ CONFIG = Anchored(
     user_lr=1e-2,
     outer_lr=1e-2,
     lambda_legal=0.7,
-    lambda_neutral=3.0,
+    lambda_published=3.0,
     cap=1e6,
     restart_rounds=2,
     component="attention",
@@ -99,9 +99,9 @@ def test_the_anchors_gradient_is_autograds(size: int | None) -> None:
     illegal, legal, drift = expected_terms(learner, phi)
     (-illegal + 0.7 * legal + 3.0 * drift).backward()
     torch.testing.assert_close(found, phi.grad, rtol=1e-9, atol=1e-12)
-    told = torch.tensor([values[name] for name in ("illegal", "legal", "neutral")])
+    told = torch.tensor([values[name] for name in ("illegal", "legal", "published")])
     torch.testing.assert_close(told, torch.stack([illegal, legal, drift]).detach().float(), rtol=1e-5, atol=0)
-    assert values["neutral"] > 0
+    assert values["published"] > 0
     assert all(p.grad is None for name, p in learner.parameters.items() if name != PROJECTION)
 
 
@@ -120,16 +120,16 @@ def test_what_is_published_costs_nothing_while_it_is_the_pretrained_model() -> N
     learner = learner_of(CONFIG.model_copy(update={"lambda_illegal": 0.0, "lambda_legal": 0.0}))
     for side in SIDES:
         learner.user_step(side)
-    assert learner.gradient()["neutral"] == 0
+    assert learner.gradient()["published"] == 0
     assert not learner.parameters[PROJECTION].grad.any()
 
 
 @pytest.mark.parametrize(("share", "n_empty"), [(0.0, 0), (0.34, 1), (1.0, 3)])
-def test_d_is_taken_at_neutral_and_legal_images_a_share_under_the_empty_prompt(share: float, n_empty: int) -> None:
+def test_d_is_taken_at_neutral_images_and_both_sides_a_share_under_the_empty_prompt(share: float, n_empty: int) -> None:
     learner = learner_of(CONFIG.model_copy(update={"empty_share": share}))
-    sets = {"neutral": learner.neutral, "legal": learner.data["legal"]}
+    sets = [learner.neutral, learner.data["illegal"], learner.data["legal"]]
     batch = learner.held()
-    for part, latents, text in zip(sets.values(), batch.latents.split(3), batch.text.split(3), strict=True):
+    for part, latents, text in zip(sets, batch.latents.split(3), batch.text.split(3), strict=True):
         for i, (image, words) in enumerate(zip(latents, text, strict=True)):
             row = next(r for r, both in enumerate(part.latents) if any(torch.equal(image, one) for one in both))
             assert torch.equal(words, learner.empty_text if i < n_empty else part.text[row])
@@ -195,8 +195,16 @@ def test_users_start_again_from_the_published_model() -> None:
     )
 
 
+def test_simulated_users_take_rates_in_turn() -> None:
+    learner, rates = learner_of(CONFIG.model_copy(update={"rounds": 5, "user_rates": [1.0, 2.0]})), []
+    for _ in range(5):
+        learner.round()
+        rates.append([user.optimizer.param_groups[0]["lr"] for user in learner.users.values()])
+    assert rates == [2 * [lr] for lr in (1e-2, 1e-2, 2e-2, 2e-2, 1e-2)]
+
+
 def test_a_run_that_was_killed_is_the_same_bit_for_bit(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"rounds": 5, "checkpoint_minutes": ALWAYS})
+    config = CONFIG.model_copy(update={"rounds": 5, "checkpoint_minutes": ALWAYS, "user_rates": [1.0, 3.0]})
     whole = learner_of(config, double=False)
     expected = whole.learn()
     killed, checkpoint = learner_of(config, double=False), Checkpoint(tmp_path / "run.pt", {})
@@ -250,14 +258,13 @@ def test_a_frozen_edit_is_the_edit_and_holds(
     trained(ours)
 
 
-def test_by_default_users_are_left_norms_and_biases() -> None:
+def test_by_default_users_are_left_attention_norms_and_biases() -> None:
     learner = learner_of(Anchored.model_validate(CONFIG.model_dump(exclude={"component"})))
-    assert learner.anchors == [name for name, p in sorted(learner.parameters.items()) if p.ndim > 1]
-    assert learner.others and all(learner.parameters[name].ndim < 2 for name in learner.others)
+    left = {name for name, p in learner.parameters.items() if p.ndim < 2} | {PROJECTION}
+    assert set(learner.others) == left and learner.anchors == sorted(learner.parameters.keys() - left)
     before = {name: p.detach().clone() for name, p in learner.parameters.items()}
     learner.user_step("illegal")
-    moved = {name for name, p in learner.parameters.items() if not torch.equal(p.detach(), before[name])}
-    assert moved and moved <= set(learner.others)
+    assert {name for name, p in learner.parameters.items() if not torch.equal(p.detach(), before[name])} == left
 
 
 def trained(protected: Protected) -> None:
@@ -277,7 +284,7 @@ def test_anchors_ship_as_a_protected_model(tmp_path: Path, monkeypatch: pytest.M
     protected = read_protected(tmp_path / "out", load_unet(MODEL))
     assert len(protected.frozen) == 160 and protected.frozen == protected.edited.keys()
     assert protected.diagnostics["relative_change"].keys() == protected.frozen
-    assert protected.settings["rounds"] == 1 and len(protected.diagnostics["neutral"]) == 1
+    assert protected.settings["rounds"] == 1 and len(protected.diagnostics["published"]) == 1
     losses = protected.diagnostics["neutral_losses"]
     assert losses["anchored"] > 0 and losses["pretrained"] > 0 and losses["anchored"] != losses["pretrained"]
     trained(protected)

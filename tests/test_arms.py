@@ -78,6 +78,7 @@ def test_the_headline_arms_are_the_papers_at_rho() -> None:
 def test_arms_before_fine_tuning_share_a_protected_model() -> None:
     assert Arm.parse("pretrained").protected.name == "full" and Arm.parse("uce-before").protected.name == "uce"
     assert Arm.parse("freezeasguard-row-70").random_twin.name == "random-row-70"
+    assert Arm.parse("one_shot_parameters-95").random_twin.name == "random_parameters-95"
 
 
 def test_only_the_papers_own_arms_stand_beside_its_numbers() -> None:

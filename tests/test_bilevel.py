@@ -528,8 +528,8 @@ def penalised(size: float) -> tuple[float, float]:
     task = torch.full((200,), size)
     task[chosen] *= -1
     optimizer, logits = MaskOptimizer(config, rho), start
-    for _ in range(50):
-        logits = optimizer.step(logits, task)
+    for n_before in range(50):
+        logits = optimizer.step(logits, task, n_before)
     frozen = hard_mask(logits, names, rho)
     return overlap(frozen, hard_mask(start, names, rho)), overlap(frozen, [names[i] for i in chosen.tolist()])
 
@@ -799,6 +799,48 @@ def test_one_shot_ranks_by_the_difference_of_sizes_and_moves_nothing(schedule: N
     expected = sum(sign * 0.5 * sizes[side] / sizes[side].mean() for side, sign in (("illegal", 1), ("legal", -1)))
     assert isinstance(expected, Tensor)
     torch.testing.assert_close(learned.logits, expected)
+
+
+# --- a temperature that falls ---------------------------------------------------------------------
+
+
+def test_a_falling_temperature_is_geometric_from_end_to_end() -> None:
+    config = mask_config("annealed", temperature=[0.2, 0.002], mask_steps=4)
+    assert [config.temperature_at(k) for k in range(5)] == pytest.approx(
+        [0.2, 0.2 / 10**0.5, 0.02, 0.02 / 10**0.5, 0.002]
+    )
+    constant = mask_config("freezeasguard")
+    assert {constant.temperature_at(k) for k in range(4)} == {0.2} and constant.mask_lr_at(3) == constant.mask_lr
+
+
+def test_a_signal_moves_w_over_t_as_far_at_any_temperature() -> None:
+    config = mask_config("annealed", temperature=[0.2, 0.01], mask_steps=5, sparsity="penalty")
+    optimizer, draw = MaskOptimizer(config, 0.3), torch.Generator().manual_seed(0)
+    scaled, task = torch.randn(2, 7, generator=draw, dtype=torch.float64)
+    moves = []
+    for k in range(5):
+        t = config.temperature_at(k)
+        moves.append(optimizer.step(scaled * t, task, k) / t - scaled)
+    assert moves[0].abs().min() > 0
+    for one in moves[1:]:
+        torch.testing.assert_close(one, moves[0])
+
+
+def test_an_annealed_mask_ends_hard_and_its_users_under_it(schedule: NoiseSchedule) -> None:
+    """Where the plain one still is soft; what is frozen is at theta_pre in its users."""
+    ends = {}
+    for preset in ("freezeasguard", "annealed"):
+        network, data, finetuned = planted(1, "per_side")
+        pretrained = weights_of(network)
+        config = mask_config(preset, mask_steps=12, path_points=2, mask_lr=0.05)
+        learner = MaskLearner(network, schedule, data, finetuned, config, 1 / 3, torch.Generator().manual_seed(0))
+        frozen = learner.learn().frozen(1 / 3)
+        assert frozen == network.names("illegal")
+        assert float(learner.mask.mean()) == pytest.approx(1 / 3, abs=1e-4)
+        left = [max(float((user.mixed[n] - pretrained[n]).abs().max()) for n in frozen) for user in learner.users]
+        ends[preset] = float((learner.mask - 0.5).abs().min()), max(left)
+    assert ends["annealed"][0] > 0.49 > ends["freezeasguard"][0]
+    assert ends["annealed"][1] < 0.05 * ends["freezeasguard"][1]
 
 
 # --- rows and weights -----------------------------------------------------------------------------

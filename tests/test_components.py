@@ -47,10 +47,12 @@ def test_a_component_is_all_of_its_modules_and_nothing_else(of: str, tiny_unet: 
     assert sum(map(len, found.values())) == len(frozenset.union(*found.values()))
     norms = {name for name, module in kinds.items() if isinstance(module, torch.nn.GroupNorm | torch.nn.LayerNorm)}
     weights = {name for name in shapes if name.endswith(".weight")}
-    assert component_tensors("matrices", shapes) == weights - {f"{name}.weight" for name in norms}
+    matrices = weights - {f"{name}.weight" for name in norms}
+    assert component_tensors("matrices", shapes) == matrices
+    assert component_tensors("outside_attention", shapes) == matrices - found["attention"]
 
 
-@pytest.mark.parametrize("component", ["attention", "convolutions", "time_embedding", "matrices"])
+@pytest.mark.parametrize("component", ["attention", "convolutions", "time_embedding", "matrices", "outside_attention"])
 def test_the_stage_writes_the_whole_component(component: str, tmp_path: Path, tiny_unet: torch.nn.Module) -> None:
     inputs = Inputs(ProtectSettings(seed=0, arm=f"freeze_{component}", rho=0.0), *3 * [tmp_path])
     inputs.__dict__["tensors"] = named_tensors(tiny_unet)

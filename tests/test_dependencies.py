@@ -58,7 +58,7 @@ LEARNED = ("freezeasguard", "freezeasguard_paper", "freezeasguard_official", "fr
 MASKS = {f"protect/{case}-{arm}" for case in CASES for arm in LEARNED}
 MASKS |= {f"protect/{case}-freezeasguard-70" for case in CASES[1:]}
 IMMAS, ANCHORS, COMPONENTS = (
-    {f"protect/{case}-{method}" for case in CASES} for method in ("imma", "anchored", "freeze_matrices")
+    {f"protect/{case}-{method}" for case in CASES} for method in ("imma", "anchored", "freeze_outside_attention")
 )
 USERS = {f"adapt/{case}-{arm.name}" for case, arm in parse_params(yaml.safe_load(profile_text("tiny")), Path()).cells}
 RELEARN, GENERATE = {f"relearn/{case}" for case in CASES}, {f"generate/{case}" for case in CASES}

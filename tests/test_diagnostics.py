@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from freezeasguard.arms import Arm
+from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.bilevel import LearnedMask, MaskHistory
 from freezeasguard.masks.diagnostics import (
     mask_diagnostics,
@@ -157,3 +158,21 @@ def test_controls_are_written_under_their_own_names(
     assert torch.equal(mask.top(0.3), mask.initially_top(0.3)) == (control == "zeroed_signal")
     (agreement,) = protected.diagnostics["overlap_across_seeds"]
     assert agreement < 1 and (agreement > 0.35) == (control == "one_shot")
+
+
+def test_one_mask_step_within_a_budget_of_weights(data: CaseData, finetuned: Path, tmp_path: Path) -> None:
+    inputs = inputs_of("one_shot_parameters", data, finetuned, granularity="tensor", user_steps=3)
+    protect_case(inputs, tmp_path / "arm")
+    unet = load_unet(MODEL)
+    protected = read_protected(tmp_path / "arm", unet)
+    assert protected.method == "one_shot_parameters" and protected.settings["by"] == "parameters"
+    sizes = {name: p.numel() for name, p in unet.named_parameters()}
+    share = sum(sizes[name] for name in protected.frozen) / sum(sizes.values())
+    assert share >= 0.3 and len(protected.frozen) < len(sizes)
+    by_count = inputs_of("one_shot", data, finetuned, granularity="tensor", user_steps=3)
+    protect_case(by_count, tmp_path / "count")
+    assert read_protected(tmp_path / "count", unet).frozen != protected.frozen
+    with pytest.raises(FreezeAsGuardError, match="leave -row out"):
+        protect_case(
+            inputs_of("one_shot_parameters-row", data, finetuned, granularity="row", user_steps=3), tmp_path / "row"
+        )

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +14,7 @@ from conftest import ToyDenoiser, random_latents, sd_schedule
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.mask import (
     hard_mask,
+    hard_mask_by_parameters,
     logit_gradients,
     mask_slope,
     project_to_ratio,
@@ -184,3 +188,28 @@ def test_overlap() -> None:
     assert overlap({"a"}, {"a"}) == 1
     assert overlap({"a"}, set()) == 0
     assert overlap(set(), {"a"}) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_budget_of_weights_is_packed_nearly_as_well_as_can_be(seed: int) -> None:
+    """Against all 2^10 sets: within one tensor's worth of the best; and the best, where all tensors are as large."""
+    draw = torch.Generator().manual_seed(seed)
+    names = [f"t{i}" for i in range(10)]
+    logits = torch.randn(10, generator=draw, dtype=torch.float64)
+    for sizes in (
+        dict.fromkeys(names, 3),
+        dict(zip(names, torch.randint(1, 50, (10,), generator=draw).tolist(), strict=True)),
+    ):
+        budget = 0.4 * sum(sizes.values())
+
+        def worth(trained: Iterable[str]) -> float:
+            return -sum(float(logits[names.index(name)]) for name in trained)
+
+        sets = [subset for n in range(11) for subset in itertools.combinations(names, n)]
+        best = max(worth(subset) for subset in sets if sum(sizes[name] for name in subset) <= budget)
+        trained = set(names) - hard_mask_by_parameters(logits, sizes, 0.6)
+        assert sum(sizes[name] for name in trained) <= budget
+        assert all(logits[names.index(name)] < 0 for name in trained)
+        assert worth(trained) >= best - float((-logits).max())
+        if len(set(sizes.values())) == 1:
+            assert worth(trained) == pytest.approx(best)

@@ -127,4 +127,4 @@ class Arm:
     @property
     def random_twin(self) -> Arm:
         """The blind arm of the same size that a mask must beat."""
-        return replace(self, method="random")
+        return replace(self, method="random_parameters" if self.method.endswith("_parameters") else "random")

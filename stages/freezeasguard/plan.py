@@ -20,6 +20,7 @@ from freezeasguard.checks import model_folder
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.masks.memory import activation_bytes, learning_bytes
 from freezeasguard.models.family import Size, configurations, size_of
+from freezeasguard.protections.components import component_tensors
 from freezeasguard.settings.methods import Anchored
 from freezeasguard.settings.params import Case, Params
 from freezeasguard.settings.profiles import cells_content
@@ -156,11 +157,13 @@ class _CaseCosts:
             return Cost("protect", self.name, tflop, 0, 0.3 * self.weights_gib, self.training_gib(6, imma.batch_size))
         if block == "anchored":
             own = Anchored.model_validate(params.own_block(self.name, block))
-            # Two users' steps; both sides' terms, and what is published beside the pretrained model on two batches.
-            images = own.rounds * own.batch_size * (2 * own.user_steps + 2 + 2 + 2 / 3)
-            # The weights, as published, and of what is trained gradient and two moments: by the users who take turns,
-            # with their own weights, or by the anchors alone where these are all but a hundredth of the model.
-            memory = self.training_gib(5 if own.component == "matrices" else 9, 2 * own.batch_size)
+            # Two users' steps; both sides' terms, and what is published on three batches, beside the pretrained model.
+            images = own.rounds * own.batch_size * (2 * own.user_steps + 2 + 3 + 3 / 3)
+            held = sum(math.prod(self.size.shapes[name]) for name in component_tensors(own.component, self.size.shapes))
+            share = held / self.size.parameters
+            # What is published; the anchors with two moments, and two users so; gradients of whoever is at work.
+            copies = 1 + 3 * share + 2 * 3 * (1 - share) + max(share, 1 - share)
+            memory = self.training_gib(copies, 3 * own.batch_size)
             return Cost("protect", self.name, images * self.step_tflop, 0, 0.3 * self.weights_gib, memory)
         return Cost("protect", self.name, disk_gib=0.1 if block == "uce" else 0.001)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from freezeasguard.masks.mask import (
     CHUNK,
     chunkwise,
     hard_mask,
+    hard_mask_by_parameters,
     logit_gradients,
     project_to_ratio,
     soft_mask,
@@ -96,6 +98,10 @@ class LearnedMask:
             raise FreezeAsGuardError(f"a mask of granularity {self.granularity!r} freezes parts: use frozen_units")
         return hard_mask(self.logits, self.names, rho)
 
+    def frozen_by_parameters(self, rho: float) -> frozenset[str]:
+        """The names of the frozen tensors, which hold at least the share rho of all single weights."""
+        return hard_mask_by_parameters(self.logits, {name: prod(self.shapes[name]) for name in self.names}, rho)
+
     def frozen_units(self, rho: float) -> dict[str, Tensor]:
         """bool [n_units] of every tensor; exactly round(rho N) units are True = frozen."""
         return split_units(self.top(rho), self.shapes, self.granularity)
@@ -123,8 +129,9 @@ def initial_logits(
     elif config.logits_init == "uniform":  # m in 0.5..0.993 (authors' code)
         logits = torch.rand(n, generator=generator).to(device)
     elif config.logits_init == "ratio":
-        noise = 1e-5 * config.temperature * torch.randn(n, generator=generator).to(device)
-        logits = project_to_ratio(noise, config.temperature, rho)
+        temperature = config.temperature_at(0)
+        noise = 1e-5 * temperature * torch.randn(n, generator=generator).to(device)
+        logits = project_to_ratio(noise, temperature, rho)
     else:
         raise FreezeAsGuardError(f"mask.logits_init is {config.logits_init!r}; use negative, uniform or ratio")
     return logits.to(torch.bfloat16).float() if config.precision == "bfloat16" else logits
@@ -139,9 +146,9 @@ class MaskOptimizer:
         self.moments: tuple[Tensor, Tensor] | None = None
         self.n_steps = 0
 
-    def _task_step(self, gradient: Tensor) -> Tensor:
+    def _task_step(self, gradient: Tensor, lr: float) -> Tensor:
         if self.config.mask_optimizer == "sgd":
-            return self.config.mask_lr * gradient
+            return lr * gradient
         # Adam, with (0.9, 0.99): the signal of one batch is noisy, its sign over many is not.
         first, second = self.moments or (torch.zeros_like(gradient), torch.zeros_like(gradient))
         self.n_steps += 1
@@ -150,17 +157,18 @@ class MaskOptimizer:
         self.moments = (first, second)
         corrected = (second / (1 - 0.99**self.n_steps)).sqrt()
         step = first / (1 - 0.9**self.n_steps) / corrected.clamp_min(torch.finfo(corrected.dtype).tiny)
-        return self.config.mask_lr * step
+        return lr * step
 
-    def step(self, logits: Tensor, task: Tensor) -> Tensor:
-        """New logits [N] from the task alignments [N] = -lambda_1 illegal + lambda_2 legal."""
+    def step(self, logits: Tensor, task: Tensor, n_before: int) -> Tensor:
+        """New logits [N] from the task alignments [N] = -lambda_1 illegal + lambda_2 legal, after `n_before` steps."""
         c = self.config
-        gradient = chunkwise(lambda *part: logit_gradients(*part, c.temperature, c.derivative), task, logits)
-        new = logits - self._task_step(gradient)
+        temperature, then = c.temperature_at(n_before), c.temperature_at(n_before + 1)
+        gradient = chunkwise(lambda *part: logit_gradients(*part, temperature, c.derivative), task, logits)
+        new = logits - self._task_step(gradient, c.mask_lr_at(n_before))
         if c.sparsity == "penalty":
-            new = new - sparsity_gradient(logits, c.temperature, self.rho, c.sparsity_weight, c.derivative)
+            new = new - sparsity_gradient(logits, temperature, self.rho, c.sparsity_weight, c.derivative)
         else:
-            new = project_to_ratio(new, c.temperature, self.rho)
+            new = project_to_ratio(new, then, self.rho)
         return new.to(torch.bfloat16).to(logits) if c.precision == "bfloat16" else new
 
 
@@ -225,6 +233,7 @@ class MaskLearner:
         where = units_device(config.granularity, self.device)
         self.logits = initial_logits(sum(self.n_units.values()), config, rho, generator, where)
         self.initial_logits = self.logits.cpu().clone()
+        self.temperature = config.temperature_at(0)
         self.optimizer = MaskOptimizer(config, rho)
         self.history = MaskHistory()
         self.weights = side_weights(config, {side: len(data[side]) for side in SIDES})
@@ -255,7 +264,7 @@ class MaskLearner:
 
     @property
     def mask(self) -> Tensor:
-        return soft_mask(self.logits, self.config.temperature)
+        return soft_mask(self.logits, self.temperature)
 
     def by_name(self, values: Tensor) -> dict[str, Any]:
         """One value a unit [N] -> what multiplies each tensor: a number, or a view that broadcasts (rows, weights)."""
@@ -411,8 +420,9 @@ class MaskLearner:
         """Upper level: descend on -lambda_1 L_illegal + lambda_2 L_legal (Eq. 5) and the sparsity term."""
         signals = self.task_signals()
         task = signals["legal"].mul_(self.weights["legal"]).sub_(signals["illegal"].mul_(self.weights["illegal"]))
-        before = self.mask
-        self.logits = self.optimizer.step(self.logits, task)
+        before, n_before = self.mask, len(self.history.mean_mask)
+        self.logits = self.optimizer.step(self.logits, task, n_before)
+        self.temperature = self.config.temperature_at(n_before + 1)
         if not self.logits.isfinite().all():
             raise FreezeAsGuardError("the mask's logits are not finite; lower mask.mask_lr, or raise mask.temperature")
         after = self.mask
@@ -478,6 +488,7 @@ class MaskLearner:
                     own.setdefault(name, torch.empty_like(user.mixed[name])).copy_(tensor)
         self.generator.set_state(state["generator"])
         self.history = MaskHistory(**state["history"])
+        self.temperature = self.config.temperature_at(len(self.history.mean_mask))
 
     def learn(
         self,
@@ -540,6 +551,6 @@ def learn_without_signal(
     start = initial_logits(n, config, rho, generator, where)
     optimizer = MaskOptimizer(config, rho)
     logits = start
-    for _ in range(config.mask_steps):
-        logits = optimizer.step(logits, torch.zeros_like(start))
+    for n_before in range(config.mask_steps):
+        logits = optimizer.step(logits, torch.zeros_like(start), n_before)
     return LearnedMask(sizes, config.granularity, logits.cpu(), start.cpu(), MaskHistory())

@@ -7,13 +7,13 @@ their sorted names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.models.granularity import n_frozen
+from freezeasguard.models.granularity import check_freeze_ratio, n_frozen
 
 CHUNK = 2**22
 """Units that are computed at once, of the 860 million weights of SD v1.5; a mask of tensors or rows is one piece."""
@@ -121,3 +121,22 @@ def hard_mask(logits: Tensor, names: Sequence[str], rho: float) -> frozenset[str
         raise FreezeAsGuardError(f"{len(logits)} logits for {len(names)} tensor names")
     order = sorted(zip(logits.tolist(), names, strict=True), key=lambda pair: (-pair[0], pair[1]))
     return frozenset(name for _, name in order[: n_frozen(rho, len(names))])
+
+
+def hard_mask_by_parameters(logits: Tensor, sizes: Mapping[str, int], rho: float) -> frozenset[str]:
+    """All tensors but those worth training within a budget of (1 - rho) of all single weights.
+
+    A knapsack of worth -w and weight `sizes`, packed greedily: by worth a weight, each tensor that still fits and that
+    is worth more than nothing. What is packed is worth at most one tensor's worth less than the best there is.
+
+    Args:
+        logits: [N], in the order of `sizes`.
+    """
+    room = (1 - check_freeze_ratio(rho)) * sum(sizes.values())
+    worth = dict(zip(sizes, (-logits).tolist(), strict=True))
+    trained = set()
+    for name in sorted(sizes, key=lambda name: (-worth[name] / sizes[name], name)):
+        if worth[name] > 0 and sizes[name] <= room:
+            trained.add(name)
+            room -= sizes[name]
+    return frozenset(sizes.keys() - trained)

@@ -10,9 +10,10 @@ is, in an upper level over simulated users, one a side, who re-adapt around it:
 
 The gradient of phi is first order: users' weights are constants in it. D holds what is published - phi among
 theta_pre's other tensors - to the pretrained model's own predictions, on images of neutral prompts that the pretrained
-model generates itself, so that no data are needed, and on the legal side's; a share of either under the empty prompt,
-which guidance asks for and no user trains. Beyond the cap the illegal term is silent: a user who learns nothing need
-not be driven further.
+model generates itself, so that no data are needed, and on both sides'; a share of each under the empty prompt, which
+guidance asks for and no user trains. Without the sides' images phi would do its work before anybody trains: break what
+the illegal side's prompts ask for, and with it whatever is like them. Beyond the cap the illegal term is silent: a user
+who learns nothing need not be driven further.
 """
 
 from __future__ import annotations
@@ -62,17 +63,17 @@ class AnchorHistory:
 
     illegal: list[float] = field(default_factory=list)
     legal: list[float] = field(default_factory=list)
-    neutral: list[float] = field(default_factory=list)
+    published: list[float] = field(default_factory=list)
 
 
 class _User:
     """A simulated user: their own tensors beside the anchors, and AdamW's moments of them."""
 
-    def __init__(self, parameters: Mapping[str, Any], published: Mapping[str, Tensor], config: Anchored) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Any], published: Mapping[str, Tensor], lr: float, weight_decay: float
+    ) -> None:
         self.tensors = {name: published[name].clone() for name in parameters}
-        self.optimizer = torch.optim.AdamW(
-            parameters.values(), lr=config.user_lr, weight_decay=config.weight_decay, foreach=True
-        )
+        self.optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay, foreach=True)
 
 
 class AnchorLearner:
@@ -113,8 +114,11 @@ class AnchorLearner:
         unet.train()
 
     def _new_users(self) -> dict[str, _User]:
-        own = {name: self.parameters[name] for name in self.others}
-        return {side: _User(own, self.published, self.config) for side in SIDES}
+        """At the published model, and at the next of `user_rates`: an attacker has a rate of their own."""
+        config, own = self.config, {name: self.parameters[name] for name in self.others}
+        n_before = len(self.history.legal) // config.restart_rounds
+        lr = config.user_lr * config.user_rates[n_before % len(config.user_rates)]
+        return {side: _User(own, self.published, lr, config.weight_decay) for side in SIDES}
 
     def _wear(self, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
         for name in names:
@@ -159,7 +163,7 @@ class AnchorLearner:
             return self._add("the illegal side", -self.config.lambda_illegal, batch, cap=self.cap)
         return self._add("the legal side", self.config.lambda_legal, batch)
 
-    def neutral_gradient(self, batch: Batch) -> float:
+    def published_gradient(self, batch: Batch) -> float:
         """Add lambda_3 D's, of what is published; returns D."""
         self._wear(self.published, self.others)
         anchors = {name: self.parameters[name].data for name in self.anchors}
@@ -167,18 +171,18 @@ class AnchorLearner:
         with torch.no_grad(), autocast(self.compute, self.device):
             pretrained = predict(self.unet, self.schedule, *batch)
         self._wear(anchors, self.anchors)
-        return self._add("the neutral term", self.config.lambda_neutral, batch, target=pretrained)
+        return self._add("what is published", self.config.lambda_published, batch, target=pretrained)
 
     def gradient(self) -> dict[str, float]:
         """The anchors' gradient in `.grad`, on fresh batches; the three values by name."""
         freeze(self.unet, self.others)
         # The illegal term first: where it is silent it clears what it left.
         found = {side: self.side_gradient(side, self._draw([self.data[side]])) for side in SIDES}
-        return {**found, "neutral": self.neutral_gradient(self.held())}
+        return {**found, "published": self.published_gradient(self.held())}
 
     def held(self) -> Batch:
-        """What D is taken at: neutral images and the legal side's, the first of either under the empty prompt."""
-        parts = [self._draw([self.neutral], flip=False), self._draw([self.data["legal"]])]
+        """What D is taken at: neutral images and both sides', the first of each under the empty prompt."""
+        parts = [self._draw([self.neutral], flip=False), *(self._draw([self.data[side]]) for side in SIDES)]
         n_empty = round(self.config.empty_share * self.config.batch_size)
         for part in parts:
             part.text[:n_empty] = self.empty_text.to(part.text)

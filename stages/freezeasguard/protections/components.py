@@ -3,8 +3,9 @@
 The paper names its components and no tensors. Our reading: "attention projectors" are to_q, to_k, to_v and to_out of
 every attention, self and cross, with their biases; "conv. layers" every 2-d convolution, weight and bias, so that the
 1x1 proj_in and proj_out of SD v1.x count and the linear ones of v2.1 do not; "time embeddings" the time_embedding
-itself and each resnet's time_emb_proj. "Matrices" are ours: every tensor but norms and biases, 99% of the weights,
-which anchors hold. All tensors of a component are frozen; there is no ratio.
+itself and each resnet's time_emb_proj. Two are ours, for anchors: "matrices" are every tensor but norms and biases, 99%
+of the weights, and "outside attention" those of them that are no attention projector, which leaves users the attention.
+All tensors of a component are frozen; there is no ratio.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ def is_of_convolution(name: str, shapes: Mapping[str, Sequence[int]]) -> bool:
 
 
 def component_tensors(component: str, shapes: Mapping[str, Sequence[int]]) -> frozenset[str]:
-    """All tensors of attention, convolutions, time_embedding or matrices.
+    """All tensors of attention, convolutions, time_embedding, matrices or outside_attention.
 
     Raises:
         FreezeAsGuardError: the network has none.
     """
     belongs = {
         "matrices": lambda name: len(shapes[name]) > 1,
+        "outside_attention": lambda name: len(shapes[name]) > 1 and not is_of_kind(name, "attention"),
         "convolutions": lambda name: is_of_convolution(name, shapes),
     }.get(component, lambda name: is_of_kind(name, component))
     found = frozenset(filter(belongs, shapes))

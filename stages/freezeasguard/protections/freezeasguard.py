@@ -29,8 +29,9 @@ def load_finetuned(folder: Path, users: str) -> dict[tuple[str, ...], Mapping[st
     return {FINETUNED_SIDES[name]: read_tensors(folder / f"{name}.safetensors", remedy) for name in USERS[users]}
 
 
-CONTROLS = ("one_shot", "zeroed_signal")
-"""Masks that the learned one must beat: one mask step's ranking, and its own run without a task signal."""
+CONTROLS = ("one_shot", "one_shot_parameters", "zeroed_signal")
+"""Masks that the learned one must beat: one mask step's ranking, of tensors or within a budget of single weights, and
+its own run without a task signal."""
 
 UNTOLD = frozenset({"of_profile", "diagnostic_seeds", "checkpoint_minutes"})
 """Settings that a protected model does not name, as its mask does not depend on them."""
@@ -60,7 +61,7 @@ def learn(
     unet.to(inputs.device)
     schedule, start = NoiseSchedule.of(load_scheduler(inputs.model)), load_finetuned(inputs.finetuned, mask.users)
     learner = MaskLearner(unet, schedule, sides, start, mask, rho, generator, inputs.settings.compute)
-    if control == "one_shot":
+    if control:
         return learner.one_shot()
     return learner.learn(f"learning the mask (seed {seed})", checkpoint, inputs.meter)
 
@@ -111,6 +112,8 @@ def protect(inputs: Inputs) -> Protected:
     settings, mask, rho = inputs.settings, inputs.settings.mask, inputs.settings.rho
     assert mask is not None
     control = inputs.arm.method if inputs.arm.method in CONTROLS else None
+    if control == "one_shot_parameters":
+        inputs.whole_tensors()
     seeds = [settings.seed + offset for offset in range(mask.diagnostic_seeds + 1)]
     edited = erase(inputs, "A").edited if mask.start == "uce" else {}
     running, ready = {}, {}
@@ -126,15 +129,22 @@ def protect(inputs: Inputs) -> Protected:
     learned, *others = masks
     shapes = tensor_shapes(inputs.tensors)
     told = {"rho": rho, "seed": settings.seed, **mask.model_dump(exclude=UNTOLD)}
+    if control == "one_shot_parameters":
+        told["by"] = "parameters"
+
+    def units_of(one: LearnedMask) -> dict[str, torch.Tensor]:
+        if control != "one_shot_parameters":
+            return one.frozen_units(rho)
+        frozen = one.frozen_by_parameters(rho)
+        return {name: torch.tensor([name in frozen]) for name in one.names}
+
+    units = units_of(learned)
     protected = Protected(
-        inputs.arm.method,
-        edited=edited,
-        settings=told,
-        granularity=mask.granularity,
-        frozen_units=learned.frozen_units(rho),
+        inputs.arm.method, edited=edited, settings=told, granularity=mask.granularity, frozen_units=units
     )
     if control:
-        agreement = [overlap_of_units(learned.top(rho), other.top(rho)) for other in others]
+        flat = [torch.cat(list(found.values())) for found in (units, *map(units_of, others))]
+        agreement = [overlap_of_units(flat[0], other) for other in flat[1:]]
         diagnostics = {"overlap_expected_by_chance": rho, "overlap_across_seeds": agreement}
     else:
         generator = torch.Generator().manual_seed(seed_of(settings.seed, "mask"))

@@ -67,6 +67,16 @@ METHODS: dict[str, Method] = {
         color="#d55e00",
         paper="freezeasguard",
     ),
+    "freezeasguard_annealed": Method(
+        "FG-{share}, annealed",
+        "freezeasguard",
+        "finetuned",
+        "mask",
+        "annealed",
+        learned=True,
+        ours=True,
+        color="#aa4499",
+    ),
     "freezeasguard_paper": Method(
         "FG-{share}, as printed",
         "freezeasguard",
@@ -90,6 +100,9 @@ METHODS: dict[str, Method] = {
     "random": Method("R-{share}", "random_freezing", color="#009e73", paper="random"),
     "random_parameters": Method("R-{share} of parameters", "random_freezing", control=True),
     "one_shot": Method("One shot, {share}", "freezeasguard", "finetuned", "mask", control=True),
+    "one_shot_parameters": Method(
+        "One shot, {share} of parameters", "freezeasguard", "finetuned", "mask", control=True
+    ),
     "zeroed_signal": Method("Zeroed signal, {share}", "freezeasguard", "finetuned", "mask", control=True),
     "magnitude": Method("Magnitude first, {share}", "heuristics", control=True),
     "attention": Method("Attention first, {share}", "heuristics", control=True),
@@ -99,7 +112,10 @@ METHODS: dict[str, Method] = {
         "Attention projectors frozen", "components", color="#e69f00", paper="Attention projectors"
     ),
     "freeze_convolutions": Method("Conv. layers frozen", "components", color="#f0e442", paper="Conv. layers"),
-    "freeze_matrices": Method("All but norms and biases frozen", "components", control=True, color="#bbbbbb"),
+    "freeze_matrices": Method("All but norms and biases frozen", "components", control=True),
+    "freeze_outside_attention": Method(
+        "All matrices outside attention frozen", "components", control=True, color="#bbbbbb"
+    ),
     "freeze_time_embedding": Method("Time embeddings frozen", "components", color="#117733", paper="Time embeddings"),
 }
 

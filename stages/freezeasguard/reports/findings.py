@@ -230,9 +230,12 @@ QUESTIONS = (
     Question("Does the paper's algorithm as printed?", "freezeasguard_paper"),
     Question("As the authors' code has it?", "freezeasguard_official"),
     Question("Do masks of single weights?", "freezeasguard", "element"),
+    Question("Without the bilevel loop, by one mask step's ranking?", "one_shot", "element"),
+    Question("With a temperature that falls until the mask is hard?", "freezeasguard_annealed", "element"),
     Question("How wide a gap could a mask of tensors open, where its ratio binds?", "one_shot"),
+    Question("And where its budget is one of weights?", "one_shot_parameters"),
     Question("Do anchors - frozen tensors at learned values, ours - beat full fine-tuning?", "anchored"),
-    Question("What do the same tensors do, frozen as they are?", "freeze_matrices"),
+    Question("What do the same tensors do, frozen as they are?", "freeze_outside_attention"),
     Question("Does IMMA?", "imma"),
     Question("Does UCE?", "uce"),
 )

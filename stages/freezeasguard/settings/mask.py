@@ -23,7 +23,10 @@ from freezeasguard.settings.blocks import (
     Temperature,
 )
 
-Preset = Literal["freezeasguard", "paper", "official"]
+Preset = Literal["freezeasguard", "annealed", "paper", "official"]
+
+TEMPERATURE = 0.2
+"""T of the paper, App. B."""
 
 MASK_PRESETS: dict[str, dict[str, Any]] = {
     # Driven by the task signal. Two users, one a side, whose signals do not cancel; they move as the real user
@@ -91,10 +94,13 @@ MASK_PRESETS: dict[str, dict[str, Any]] = {
         precision="bfloat16",
     ),
 }
-
+# freezeasguard with a temperature that falls until the mask is as good as rounded: users re-adapt under the mask that
+# will be shipped, and late signals, with it in force, decide on the units at its edge.
+MASK_PRESETS["annealed"] = {**MASK_PRESETS["freezeasguard"], "temperature": [TEMPERATURE, TEMPERATURE / 40]}
 
 PRESET_WORDS: dict[str, str] = {
     "freezeasguard": "attribution averaged along the simulated users' way",
+    "annealed": "the same, its temperature falling until the mask is hard",
     "paper": "the paper's text",
     "official": "the authors' code",
 }
@@ -135,7 +141,9 @@ class Mask(Block):
     """Points of the path that a mask step averages over."""
     common_noise: bool
     """Both sides of a mask step see the same timesteps and noise: less variance in their difference."""
-    temperature: Temperature = 0.2
+    temperature: Temperature | Annotated[list[Temperature], Field(min_length=2, max_length=2)] = TEMPERATURE
+    """T, or T before the first mask step and after the last one, between which it falls geometrically; mask_lr then
+    falls as its square, so that a signal moves w / T as far as ever."""
     logits_init: Literal["negative", "uniform", "ratio"]
     """negative: m near 0 (paper). uniform: U(0, 1) (authors' code). ratio: m = rho, and noise that breaks ties."""
     derivative: Literal["exact", "as_printed"]
@@ -170,6 +178,17 @@ class Mask(Block):
     @classmethod
     def _complete(cls, values: Any) -> Any:
         return layered(values)[0] if isinstance(values, dict) else values
+
+    def temperature_at(self, step: int) -> float:
+        """T after `step` mask steps."""
+        if isinstance(self.temperature, list):
+            start, end = self.temperature
+            return start * (end / start) ** (step / self.mask_steps)
+        return self.temperature
+
+    def mask_lr_at(self, step: int) -> float:
+        """eta_1 after `step` mask steps."""
+        return self.mask_lr * (self.temperature_at(step) / self.temperature_at(0)) ** 2
 
     def with_(self, **changes: Any) -> Self:
         """A copy with other values, checked."""

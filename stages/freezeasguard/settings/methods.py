@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from freezeasguard.settings.blocks import Block, Guidance, NotNegative, Positive, PositiveFloat, Rate, Ratio
 
@@ -51,17 +53,21 @@ class Anchored(Block):
     user_steps: Positive = 1
     restart_rounds: Positive = 20
     """The simulated users start again from the published model after so many rounds."""
+    user_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
+    """In turn, from one start to the next: the simulated users' rate, in units of `user_lr`."""
     batch_size: Positive = 8
-    """Images a side, and as many neutral ones."""
+    """Images a side, and as many of each kind that D is taken at: neutral, illegal and legal."""
     user_lr: Rate
     """Of the simulated users; null in params.yaml: that of the case's own."""
     outer_lr: Rate = 5e-4
     lambda_illegal: NotNegative = 1.0
     lambda_legal: NotNegative = 1.0
-    lambda_neutral: NotNegative = 1.0
+    lambda_published: NotNegative = 1.0
     cap: PositiveFloat = 1.5
     """Of the illegal user's loss, in units of the published model's on the same images: beyond it nothing is gained."""
-    component: Literal["matrices", "attention", "convolutions", "time_embedding"] = "matrices"
+    component: Literal["outside_attention", "matrices", "attention", "convolutions", "time_embedding"] = (
+        "outside_attention"
+    )
     """What is anchored, and so what users cannot train; as the arms `freeze_*` name it."""
     neutral_prompts: list[str] = []
     unseen_prompts: list[str] = []
