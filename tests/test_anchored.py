@@ -195,16 +195,8 @@ def test_users_start_again_from_the_published_model() -> None:
     )
 
 
-def test_simulated_users_take_rates_in_turn() -> None:
-    learner, rates = learner_of(CONFIG.model_copy(update={"rounds": 5, "user_rates": [1.0, 2.0]})), []
-    for _ in range(5):
-        learner.round()
-        rates.append([user.optimizer.param_groups[0]["lr"] for user in learner.users.values()])
-    assert rates == [2 * [lr] for lr in (1e-2, 1e-2, 2e-2, 2e-2, 1e-2)]
-
-
 def test_a_run_that_was_killed_is_the_same_bit_for_bit(tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"rounds": 5, "checkpoint_minutes": ALWAYS, "user_rates": [1.0, 3.0]})
+    config = CONFIG.model_copy(update={"rounds": 5, "checkpoint_minutes": ALWAYS})
     whole = learner_of(config, double=False)
     expected = whole.learn()
     killed, checkpoint = learner_of(config, double=False), Checkpoint(tmp_path / "run.pt", {})

@@ -69,11 +69,11 @@ class AnchorHistory:
 class _User:
     """A simulated user: their own tensors beside the anchors, and AdamW's moments of them."""
 
-    def __init__(
-        self, parameters: Mapping[str, Any], published: Mapping[str, Tensor], lr: float, weight_decay: float
-    ) -> None:
+    def __init__(self, parameters: Mapping[str, Any], published: Mapping[str, Tensor], config: Anchored) -> None:
         self.tensors = {name: published[name].clone() for name in parameters}
-        self.optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay, foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            parameters.values(), lr=config.user_lr, weight_decay=config.weight_decay, foreach=True
+        )
 
 
 class AnchorLearner:
@@ -114,11 +114,8 @@ class AnchorLearner:
         unet.train()
 
     def _new_users(self) -> dict[str, _User]:
-        """At the published model, and at the next of `user_rates`: an attacker has a rate of their own."""
-        config, own = self.config, {name: self.parameters[name] for name in self.others}
-        n_before = len(self.history.legal) // config.restart_rounds
-        lr = config.user_lr * config.user_rates[n_before % len(config.user_rates)]
-        return {side: _User(own, self.published, lr, config.weight_decay) for side in SIDES}
+        own = {name: self.parameters[name] for name in self.others}
+        return {side: _User(own, self.published, self.config) for side in SIDES}
 
     def _wear(self, tensors: Mapping[str, Tensor], names: Sequence[str]) -> None:
         for name in names:

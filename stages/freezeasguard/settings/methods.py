@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from freezeasguard.settings.blocks import Block, Guidance, NotNegative, Positive, PositiveFloat, Rate, Ratio
 
@@ -53,8 +51,6 @@ class Anchored(Block):
     user_steps: Positive = 1
     restart_rounds: Positive = 20
     """The simulated users start again from the published model after so many rounds."""
-    user_rates: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
-    """In turn, from one start to the next: the simulated users' rate, in units of `user_lr`."""
     batch_size: Positive = 8
     """Images a side, and as many of each kind that D is taken at: neutral, illegal and legal."""
     user_lr: Rate
