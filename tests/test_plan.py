@@ -18,10 +18,11 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.models.diffusion import stored_tensors
 from freezeasguard.models.family import V1, V2, configurations, size_of
 from freezeasguard.models.generate import prompt_table
-from freezeasguard.plan import _CaseCosts, costs, lines, stage_counts, throughput
+from freezeasguard.plan import _CaseCosts, anchoring_copies, costs, lines, stage_counts, throughput
 from freezeasguard.settings.params import Model, Params, parse_params
 from freezeasguard.settings.profiles import profile_text, write_profile
 from project import copy_project, dvc
+from test_anchored import CONFIG, PROJECTION, learner_of
 
 ROOT = Path(__file__).parent.parent
 OVERLAYS = ROOT / "stages/freezeasguard/settings/profiles"
@@ -76,6 +77,24 @@ def test_training_costs_steps_times_images_times_three_forward_passes() -> None:
     assert tflop_of(checkpointed, "adapt") == pytest.approx([4 / 3 * cost for cost in users])
     # 3 rounds of one user step on 4 images and a mask step on 2 a side, and a second seed
     assert tflop_of(params, "protect") == pytest.approx([0, 0, 2 * 3 * (4 + 4) * 3 * forward, 0])
+
+
+@pytest.mark.parametrize("component", ["attention", "outside_attention"])
+def test_learning_anchors_holds_as_many_copies_as_are_counted(component: str) -> None:
+    learner = learner_of(CONFIG.model_copy(update={"component": component}))
+    learner.round()
+    held = [*learner.published.values(), *(p.data for p in learner.parameters.values())]
+    optimizers = [learner.optimizer]
+    for user in learner.users.values():
+        held += user.tensors.values()
+        optimizers.append(user.optimizer)
+    for optimizer in optimizers:
+        held += [moment for state in optimizer.state.values() for name, moment in state.items() if name != "step"]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.numel() for tensor in held}
+    sizes = {name: p.numel() for name, p in learner.parameters.items()}
+    share = sum(sizes[name] for name in learner.anchors) / sum(sizes.values())
+    assert 0 < share < 1 and (PROJECTION in learner.anchors) == (component == "attention")
+    assert sum(storages.values()) / sum(sizes.values()) == pytest.approx(anchoring_copies(share))
 
 
 def test_generation_costs_two_passes_a_step_for_every_row_of_the_prompt_table() -> None:

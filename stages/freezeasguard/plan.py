@@ -41,6 +41,14 @@ LINKS = (
 )
 
 
+def anchoring_copies(share: float) -> float:
+    """Of the weights, that learning anchors holds beside gradients, where anchors are `share` of them.
+
+    What is published; the anchors with two moments; two users' own tensors, with two moments each.
+    """
+    return 1 + 3 * share + 2 * 3 * (1 - share)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Of one cell of a stage."""
@@ -161,9 +169,8 @@ class _CaseCosts:
             images = own.rounds * own.batch_size * (2 * own.user_steps + 2 + 3 + 3 / 3)
             held = sum(math.prod(self.size.shapes[name]) for name in component_tensors(own.component, self.size.shapes))
             share = held / self.size.parameters
-            # What is published; the anchors with two moments, and two users so; gradients of whoever is at work.
-            copies = 1 + 3 * share + 2 * 3 * (1 - share) + max(share, 1 - share)
-            memory = self.training_gib(copies, 3 * own.batch_size)
+            gradients = max(share, 1 - share)  # of whoever is at work
+            memory = self.training_gib(anchoring_copies(share) + gradients, 3 * own.batch_size)
             return Cost("protect", self.name, images * self.step_tflop, 0, 0.3 * self.weights_gib, memory)
         return Cost("protect", self.name, disk_gib=0.1 if block == "uce" else 0.001)
 
