@@ -153,6 +153,9 @@ def test_figures_use_what_a_case_has(whole: tuple[Params, Path]) -> None:
     assert [arm.name for arm in methods_of(params, "portraits")] == ["full", "uce", "imma", "freezeasguard"]
     other = params.model_copy(update={"cases": {"a": params.cases["portraits"].model_copy(update={"table": 3})}})
     assert methods_of(other, "a")[-1].name == "freezeasguard-50"  # the nearest to the paper's 70%
+    arms = ["full", "uce-before", "freeze_attention", "freeze_outside_attention", "anchored", "freezeasguard", "random"]
+    more = params.model_copy(update={"cases": {"a": params.cases["portraits"].model_copy(update={"arms": arms})}})
+    assert [arm.name for arm in methods_of(more, "a")] == ["full", "freeze_attention", "anchored", "freezeasguard"]
     assert generic_score(("csd", "fid", "clip", "lpips", "topiq")) == "lpips"
     assert generic_score(("csd", "clip", "topiq")) == "topiq" and generic_score(("csd", "clip")) == "clip"
     assert generic_score(("csd", "fid")) is None

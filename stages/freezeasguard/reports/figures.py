@@ -246,9 +246,12 @@ def methods_of(params: Params, case: str) -> list[Arm]:
     """What the paper's sample figures compare: its methods, of whole tensors, FreezeAsGuard's at its highest ratio.
 
     That is 70% for artworks and explicit images, as in Figures 10, 11, 23 and 24, where the case has no higher one.
+    Learned anchors, ours, stand beside them.
     """
     plain = [arm for arm in params.arms(case) if arm.granularity == "tensor" and not (arm.before or arm.draw)]
-    found = [arm for arm in plain if arm.method in ("full", "uce", "imma") or arm.kind.module == "components"]
+    others = ("full", "uce", "imma", "anchored")
+    shown = [arm for arm in plain if arm.method in others or arm.kind.module == "components"]
+    found = [arm for arm in shown if not arm.kind.control]
     guards = [arm for arm in plain if arm.method == "freezeasguard"]
     optimum = 0.3 if params.cases[case].table in (2, 5, 7) else 0.7
     return found + sorted(guards, key=lambda arm: abs(arm.rho(params.rho) - optimum))[:1]
