@@ -52,19 +52,22 @@ def run(arms: list[str], out: Path, task: Task, n_seeds: int = 2) -> pd.DataFram
     return pd.read_csv(out / "users.csv")
 
 
-def test_rates_at_the_usual_steps_and_more_steps_at_the_usual_rate() -> None:
-    assert attacks_of(task_of(), [0.01, 0.1], 4) == [Attack(2, 0.01), Attack(2, 0.1), Attack(8, 0.1)]
-    assert attacks_of(task_of(), [0.01], 1) == [Attack(2, 0.01), Attack(2, 0.1)]
+def test_no_step_rates_at_the_usual_steps_and_more_steps_at_the_usual_rate() -> None:
+    expected = [Attack(0, 0.1), Attack(2, 0.01), Attack(2, 0.1), Attack(8, 0.1)]
+    assert attacks_of(task_of(), [0.01, 0.1], 4) == expected
+    assert attacks_of(task_of(), [0.01], 1) == expected[:3]
 
 
 def test_every_arm_meets_every_attack_under_its_own_protection(world: World, tmp_path: Path) -> None:
     found = run(["random", "uce"], tmp_path / "out", task_of())
-    assert len(found) == 3 * 3 * 2 * 2
+    assert len(found) == 3 * 4 * 2 * 2
     assert world.steps == 2 * 2 * 2 * (2 + 2 + 4)  # who may train nothing takes no step
     frozen = found[found.arm == "random"]
     assert (frozen.kept_adaptation == 0).all() and (frozen.kept_held_out == 0).all()  # all of its tensors are frozen
     full, edited = (found[found.arm == arm].reset_index(drop=True) for arm in ("full", "uce"))
     assert (full.kept_adaptation != edited.kept_adaptation).all()  # they start from other weights
+    untrained, edit = (frame[frame.steps == 0].kept_adaptation for frame in (full, edited))
+    assert (untrained == 0).all() and edit.nunique() == 2  # each seed's alike, on either side
     for side in SIDES:
         # 1 is the mean of full fine-tuning's users at the better of the rates
         means = full[(full.side == side) & (full.steps == 2)].groupby("lr").kept_adaptation.mean()
@@ -78,7 +81,8 @@ def test_the_same_user_whatever_else_is_asked_for_and_another_by_seed(world: Wor
     one, both = (run(arms, tmp_path / str(len(arms)), task_of()) for arms in (["uce"], ["random", "uce"]))
     mine = [frame[frame.arm == "uce"].reset_index(drop=True) for frame in (one, both)]
     pd.testing.assert_frame_equal(*mine)
-    seeds = [mine[0][mine[0].seed == seed].kept_adaptation.to_numpy() for seed in (0, 1)]
+    moved = mine[0][mine[0].steps > 0]
+    seeds = [moved[moved.seed == seed].kept_adaptation.to_numpy() for seed in (0, 1)]
     assert (seeds[0] != seeds[1]).all()
 
 
@@ -96,12 +100,19 @@ def test_a_killed_run_goes_on_and_another_edit_is_another_user(
 
 
 def test_the_best_rate_is_each_sides_own() -> None:
-    slow, fast, long = Attack(2, 0.01), Attack(2, 0.1), Attack(8, 0.1)
-    means = {(slow, "illegal"): 0.4, (fast, "illegal"): 0.2, (slow, "legal"): 0.7, (fast, "legal"): 0.9}
+    none, slow, fast, long = Attack(0, 0.1), Attack(2, 0.01), Attack(2, 0.1), Attack(8, 0.1)
+    means = {(none, side): 3.0 for side in SIDES}
+    means |= {(slow, "illegal"): 0.4, (fast, "illegal"): 0.2, (slow, "legal"): 0.7, (fast, "legal"): 0.9}
     means |= {(long, side): 2.0 for side in SIDES}
     kept = {("a", one, side, part): [x - 0.1, x + 0.1] for (one, side), x in means.items() for part in module.MEASURED}
-    rows = arm_rows("A", "a", [slow, fast, long], [slow, fast], kept)
-    assert [row[1] for row in rows] == ["0.01, 2 steps", "0.1, 2 steps", "0.1, 8 steps", "the best rate"]
+    rows = arm_rows("A", "a", [none, slow, fast, long], [slow, fast], kept)
+    assert [row[1] for row in rows] == [
+        "as published",
+        "0.01, 2 steps",
+        "0.1, 2 steps",
+        "0.1, 8 steps",
+        "the best rate",
+    ]
     assert rows[-1][2:5] == ["0.40 (0.30 to 0.50)", "0.90 (0.80 to 1.00)", "+0.50"]
     assert all(len(row) == len(module.HEADER) for row in rows)
     assert module.spread_text([0.5]) == "0.50" and module.spread_text([float("nan")]) == "-"

@@ -17,11 +17,12 @@ from freezeasguard.users.bound import Explained, table
 from test_findings import LEARNED, MARKS, seeds
 
 
-def attacked(folder: Path, case: str, longer: bool = True) -> None:
+def attacked(folder: Path, case: str, longer: bool = True, published: bool = True) -> None:
     """Two rates, and more steps; by side: the slow rate serves the illegal user, the fast one the legal user."""
     usual = [Attack(60, 1e-4), Attack(60, 5e-4)]
-    attacks = [*usual, *([Attack(240, 1e-4)] if longer else [])]
+    attacks = [*usual, *([Attack(240, 1e-4)] if longer else []), *([Attack(0, 1e-4)] if published else [])]
     values = {Attack(60, 1e-4): (0.5, 0.6), Attack(60, 5e-4): (0.4, 0.9), Attack(240, 1e-4): (1.1, 1.2)}
+    values[Attack(0, 1e-4)] = 0.0, 0.1
     rows = []
     for arm, label, less in (("full", "Full FT", 0.0), ("anchored", "Anchored", 0.3)):
         kept = {
@@ -53,18 +54,18 @@ def test_each_side_at_its_best_rate_and_who_trains_longer(tmp_path: Path) -> Non
     text, lines = beside(tmp_path)
     assert "freezeasguard attack" in text
     assert lines.splitlines() == [
-        "| Case, protection | the best rate | 4 times the steps |",
-        "| --- | --- | --- |",
-        "| artworks, Full FT | 0.50 / 0.90 | 1.10 / 1.20 |",
-        "| artworks, Anchored | 0.20 / 0.60 | 0.80 / 0.90 |",
-        "| portraits, Full FT | 0.50 / 0.90 | 1.10 / 1.20 |",
-        "| portraits, Anchored | 0.20 / 0.60 | 0.80 / 0.90 |",
+        "| Case, protection | as published | the best rate | 4 times the steps |",
+        "| --- | --- | --- | --- |",
+        "| artworks, Full FT | 0.00 / 0.10 | 0.50 / 0.90 | 1.10 / 1.20 |",
+        "| artworks, Anchored | -0.30 / -0.20 | 0.20 / 0.60 | 0.80 / 0.90 |",
+        "| portraits, Full FT | 0.00 / 0.10 | 0.50 / 0.90 | 1.10 / 1.20 |",
+        "| portraits, Anchored | -0.30 / -0.20 | 0.20 / 0.60 | 0.80 / 0.90 |",
     ]
 
 
 def test_who_never_trained_longer_leaves_a_gap_in_the_table(tmp_path: Path) -> None:
-    attacked(tmp_path, "portraits", longer=False)
-    assert beside(tmp_path)[1].splitlines()[2] == "| portraits, Full FT | 0.50 / 0.90 | - |"
+    attacked(tmp_path, "portraits", longer=False, published=False)
+    assert beside(tmp_path)[1].splitlines()[2] == "| portraits, Full FT | - | 0.50 / 0.90 | - |"
 
 
 def test_the_bound_is_a_line_a_case(tmp_path: Path) -> None:

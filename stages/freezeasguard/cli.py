@@ -225,7 +225,9 @@ def attack(
         str | None, typer.Option(help="Another case, on whose images users train: bystanders, of neither side.")
     ] = None,
 ) -> None:
-    """What protections keep against users of other rates, seeds and more steps, into reports/attacks/CASE.
+    """What protections keep before training, and against users of other rates, seeds and more steps.
+
+    Into reports/attacks/CASE.
 
     With `--users-of OTHER` into reports/attacks/CASE-users-of-OTHER: what is left to those whom CASE has nothing to do
     with.

@@ -14,6 +14,8 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.reports.rendering import compact_table
 from freezeasguard.sides import SIDES
 
+PUBLISHED = "as published"
+"""Of the attacks' table: before anybody trains."""
 BEST_RATE = "the best rate"
 """Of the attacks' table: each side takes the rate that keeps the most at the usual steps."""
 DRAWN, EXPLAINED = "Drawn masks: gap, mean and SD", "Explained of it by groups, {}: R^2 out of sample"
@@ -51,21 +53,23 @@ def _attacks(folder: Path) -> list[str]:
     for case, table in _tables(folder, "attacks", "attack"):
         steps = {int(found[1]) for row in table if (found := STEPS.search(row["Attack"]))}
         longest = {row["Protection"]: row for row in table if row["Attack"].endswith(f", {max(steps)} steps")}
+        before = {row["Protection"]: _kept(row) for row in table if row["Attack"] == PUBLISHED}
         longer = len(steps) > 1
         times |= {max(steps) // min(steps)} if longer else set()
         for row in table:
             if row["Attack"] == BEST_RATE:
                 label = row["Protection"]
-                rows.append([f"{case}, {label}", _kept(row), _kept(longest[label]) if longer else "-"])
+                after = _kept(longest[label]) if longer else "-"
+                rows.append([f"{case}, {label}", before.get(label, "-"), _kept(row), after])
     if not rows:
         return []
     often = " or ".join(map(str, sorted(times))) or "more"
     return [
-        "Against other users (`freezeasguard attack`, in reports/attacks). Kept of the loss, illegal / legal, by users "
-        "who take the best of several rates, and by users who train longer at the usual one; 1 is full fine-tuning at "
-        "its best rate. One protected model a case. CASE-users-of-OTHER: who trains on OTHER's images is of neither "
-        "side, and nobody whom CASE is to be protected from.",
-        compact_table(["Case, protection", BEST_RATE, f"{often} times the steps"], rows),
+        "Against other users (`freezeasguard attack`, in reports/attacks). Kept of the loss, illegal / legal, before "
+        "anybody trains, by users who take the best of several rates, and by users who train longer at the usual one; "
+        "1 is full fine-tuning at its best rate. One protected model a case. CASE-users-of-OTHER: who trains on "
+        "OTHER's images is of neither side, and nobody whom CASE is to be protected from.",
+        compact_table(["Case, protection", PUBLISHED, BEST_RATE, f"{often} times the steps"], rows),
     ]
 
 

@@ -20,7 +20,7 @@ from freezeasguard.files import fingerprint, folder_atomically
 from freezeasguard.models.diffusion import load_unet, model_hash
 from freezeasguard.models.granularity import mask_digest
 from freezeasguard.models.protected import Protected, read_protected
-from freezeasguard.reports.beside import BEST_RATE
+from freezeasguard.reports.beside import BEST_RATE, PUBLISHED
 from freezeasguard.reports.rendering import write_table
 from freezeasguard.reports.study import share_text
 from freezeasguard.sides import SIDES
@@ -40,7 +40,7 @@ class Attack:
 
     @property
     def label(self) -> str:
-        return f"{self.lr:g}, {self.steps} steps"
+        return f"{self.lr:g}, {self.steps} steps" if self.steps else PUBLISHED
 
 
 Kept = Mapping[tuple[str, Attack, str, str], Sequence[float]]
@@ -48,10 +48,10 @@ Kept = Mapping[tuple[str, Attack, str, str], Sequence[float]]
 
 
 def attacks_of(task: Task, lrs: Sequence[float], longer: int) -> list[Attack]:
-    """Every rate for the case's own steps, and the case's own rate for `longer` times as many."""
+    """No step; every rate for the case's own steps; and the case's own rate for `longer` times as many."""
     usual, lr = task.config.steps, task.config.lr
     found = {Attack(usual, rate) for rate in (*lrs, lr)} | ({Attack(longer * usual, lr)} if longer > 1 else set())
-    return sorted(found)
+    return [Attack(0, lr), *sorted(found)]
 
 
 def attack(
