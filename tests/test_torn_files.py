@@ -441,7 +441,7 @@ def test_a_mask_is_not_learned_from_what_is_not_finite() -> None:
     refused(lambda: learner(broken("weight", torch.nan)).learn(), "the loss is nan at", "lower mask.user_lr")
     one_shot = learner(broken("weight", torch.nan)).one_shot
     refused(one_shot, "the illegal side: the loss is nan at mask step 0")
-    before.optimizer.step = lambda logits, _: logits / 0
+    before.optimizer.step = lambda logits, *_: logits / 0
     refused(before.mask_step, "the mask's logits are not finite", "lower mask.mask_lr")
 
 
