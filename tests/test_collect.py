@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
-from freezeasguard.reports.collect import collect_cells, read_cells
+from freezeasguard.reports.collect import APART, collect_cells, read_cells, settings_of
 from freezeasguard.reports.study import (
     Kind,
     compared_roles,
@@ -21,6 +22,10 @@ from freezeasguard.reports.study import (
     write_study_tables,
 )
 from freezeasguard.reports.summary import COLUMNS, write_rows
+from freezeasguard.reports.summary import _other_settings as cell_hash
+from freezeasguard.settings.params import PARAMS, parse_params
+from freezeasguard.settings.profiles import profile_text
+from freezeasguard.settings.reading import parse_yaml
 
 Row = dict[str, str]
 
@@ -216,7 +221,37 @@ def test_an_illegal_weight_makes_a_cell_of_its_own(root: Path) -> None:
 def test_cells_of_another_version_are_named() -> None:
     with pytest.raises(FreezeAsGuardError, match=r"experiment abc has no column 'profile'.*dvc exp remove"):
         read_cells("seed,roles\n0,given\n", "experiment abc")
-    assert tuple(read_cells(",".join([*COLUMNS, "more"]) + "\n" + ",".join("x" * 26), "x")[0]) == COLUMNS
+    found = read_cells(",".join([*COLUMNS, "more"]) + "\n" + ",".join("x" * 26), "x")[0]
+    assert tuple(found) == (*COLUMNS, APART) and found[APART] == ""
+
+
+def test_settings_that_differ_are_told_in_words(root: Path) -> None:
+    """By the params.yaml of the experiment that a row is of; a params.yaml that made other rows tells nothing."""
+    base = profile_text("study")
+    for name, weight in (("first", 2.0), ("second", 16.0)):
+        text = base.replace("lambda_published: 4.0", f"lambda_published: {weight}")
+        params = parse_params(parse_yaml(text, PARAMS), PARAMS)
+        (root / PARAMS).write_text(text)
+        cells = [
+            row(arm, "legal", value, settings=cell_hash(params, "portraits", Arm.parse(arm)))
+            for arm, value in (("full", 1.0), ("anchored", weight), ("anchored-before", weight))
+        ]
+        commit_cells(root, cells, of_experiment(root, name))
+    found = {(one["arm"], one["kept_loss"]): one[APART] for one in collected(collect_cells(root, "study"))}
+    assert found == {("full", "1.0"): ""} | {
+        (arm, weight): f"lambda_published {weight}"
+        for arm in ("anchored", "anchored-before")
+        for weight in ("2.0", "16.0")
+    }
+    git(root, "update-ref", "-d", of_experiment(root, "first"))
+    again = {(one["arm"], one["kept_loss"]): one[APART] for one in collected(collect_cells(root, "study"))}
+    assert again == found  # the words of what another machine ran stay
+    header, rows = study_rows(read_cells((root / "reports/study/cells.csv").read_text(), "x"))
+    assert [one[:2] for one in rows] == [
+        ["Anchored", "lambda_published 2.0"], ["Anchored", "lambda_published 16.0"]
+    ] and header[1] == "Settings"  # fmt: skip
+    assert settings_of(base, "params.yaml", [row("full", "legal", 1.0, settings="of another")]) == {}
+    assert settings_of("profile: [", "params.yaml", []) == {}
 
 
 def test_study_tables_are_written_a_profile_and_case(root: Path) -> None:

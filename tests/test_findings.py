@@ -157,7 +157,8 @@ def test_the_overview_has_a_table_an_endpoint_and_bold_findings() -> None:
 def test_what_is_published_stands_beside_what_is_kept_after_training() -> None:
     """Of the seeds that the finding stands on; it is no finding of its own, and no part of one."""
     cells = [*seeds("anchored", [*LEARNED[:4], (0.2, None)]), *seeds("imma", LEARNED, case="artworks")]
-    before = seeds("anchored-before", [(-3.0, 0.5), (-4.0, 0.6), (-3.0, 0.5), (-4.0, 0.6), (9.0, 9.0)])
+    kept = [(-3.0, 0.5), (-4.0, 0.6), (-3.0, 0.5), (-4.0, 0.6), (9.0, 9.0)]
+    before = seeds("anchored-before", kept, settings="of no step")
     without, found = findings_of(cells), findings_of([*cells, *before])
     assert finding_rows(found) == finding_rows(without) and "published" not in overview(without).lower()
     *_, table, read = overview(found).split("\n\n")
@@ -167,6 +168,36 @@ def test_what_is_published_stands_beside_what_is_kept_after_training() -> None:
     ]
     assert "published to everyone" in read
     assert ", before anybody trains -3.50 / 0.55, over full fine-tuning's gap" in answers(found)
+
+
+def test_other_settings_of_an_arm_are_lines_of_their_own() -> None:
+    """Each with what it publishes, and against the twin whose users train alike."""
+    strong, weak = ({"settings": name, "apart": f"lambda_legal {value}"} for name, value in (("a", 1), ("b", 4)))
+    cells = [
+        *seeds("anchored", LEARNED, **strong), *seeds("anchored", BLIND, **weak),
+        *seeds("anchored-before", BLIND, **(strong | {"settings": "c"})),
+        *seeds("anchored-before", LEARNED, **(weak | {"settings": "d"})),
+    ]  # fmt: skip
+    found = findings_of(cells)
+    assert [(one.label, one.kept_text("loss"), one.published_text("loss")) for one in found] == [
+        ("Anchored, lambda_legal 1", "0.25 / 0.99", "0.81 / 0.83"),
+        ("Anchored, lambda_legal 4", "0.81 / 0.83", "0.25 / 0.99"),
+    ]
+    assert {line.split(" |")[0] for line in overview(found).splitlines() if "Anchored, lambda" in line} == {
+        f"| Anchored, lambda_legal {value}{by}" for value in (1, 4) for by in ("", ", by score", ", by loss")
+    }
+    short, long = ({"settings": name, "apart": f"steps {value}"} for name, value in (("a", 60), ("b", 240)))
+    masks = [*seeds("freezeasguard", LEARNED, **long), *seeds("freezeasguard", LEARNED, **short)]
+    twins = [*seeds("random", BLIND, **short), *seeds("random", LEARNED, **long)]
+    assert [(one.label, bool(one.p("loss") < 0.05)) for one in findings_of([*masks, *twins])] == [
+        ("FG-30%, steps 60", True),
+        ("FG-30%, steps 240", False),
+    ]
+    mixed = findings_of([*seeds("freezeasguard", LEARNED, preset="paper", illegal_weight=0.7), *masks[:20]])
+    assert [one.label for one in mixed] == [
+        "FG-30%, preset freezeasguard, illegal weight 0.5, steps 240",
+        "FG-30%, preset paper, illegal weight 0.7, abc",
+    ]
 
 
 def test_answers_are_the_findings_own_figures() -> None:

@@ -18,7 +18,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,15 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import write_atomically
 from freezeasguard.reports.collect import Row, read_cells
 from freezeasguard.reports.rendering import compact_table, write_table
-from freezeasguard.reports.study import Kept, Kind, compared_roles, kept_by_seed, share_text, student_interval
+from freezeasguard.reports.study import (
+    Kept,
+    Kind,
+    compared_roles,
+    kept_by_seed,
+    labels,
+    share_text,
+    student_interval,
+)
 from freezeasguard.scores.comparisons import holm
 from freezeasguard.sides import SIDES
 
@@ -56,10 +64,7 @@ class Finding:
     """The role assignments that each repetition is averaged over."""
     published: Mapping[str, Kept]
     """What the model keeps before anybody trains, by seed; empty where that was not run."""
-
-    @property
-    def label(self) -> str:
-        return self.kind.arm.label(self.kind.rho)
+    label: str
 
     def over(self, measure: str) -> dict[str, float]:
         """The gap above the blind twin's, or above full fine-tuning's 0, by seed; only those that have a signal."""
@@ -128,6 +133,7 @@ def findings_of(cells: Sequence[Row]) -> list[Finding]:
     found = []
     for case, rows in rows_by_case(cells).items():
         kinds, published, (roles, _) = kept_by_seed(rows), kept_by_seed(rows, before=True), compared_roles(rows)
+        called = labels(kinds)
         for kind, ones in kinds.items():
             if kind.arm.method.startswith("random"):
                 continue
@@ -136,8 +142,18 @@ def findings_of(cells: Sequence[Row]) -> list[Finding]:
             if seeds:
                 beside = blind and {seed: blind[seed] for seed in seeds}
                 own = {seed: ones[seed] for seed in seeds}
-                found.append(Finding(case, kind, own, beside, roles, published.get(kind, {})))
+                found.append(Finding(case, kind, own, beside, roles, _published_as(kind, published), called[kind]))
     return found
+
+
+def _published_as(kind: Kind, published: Mapping[Kind, dict[str, Kept]]) -> dict[str, Kept]:
+    """What a kind publishes, by seed; its settings say that nobody trains, so that it goes by what sets them apart."""
+    for words in (kind.apart, ""):
+        wanted = replace(kind, settings="", apart=words)
+        ones = [kept for other, kept in published.items() if replace(other, settings="") == wanted]
+        if len(ones) == 1:
+            return ones[0]
+    return {}
 
 
 def rows_by_case(cells: Sequence[Row]) -> dict[str, list[Row]]:
@@ -150,11 +166,15 @@ def rows_by_case(cells: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _blind_twin(kind: Kind, kinds: Mapping[Kind, dict[str, Kept]]) -> dict[str, Kept] | None:
-    """The random mask of its granularity and ratio; None for what is no mask, and where the study has none."""
+    """The random mask of its granularity and ratio; None for what is no mask, and where the study has none.
+
+    Of several, with users who train otherwise, the one whose settings are set apart by the same words.
+    """
     if not kind.arm.kind.freezes:
         return None
-    twin = kind.arm.random_twin
-    return next((ones for other, ones in kinds.items() if (other.arm, other.rho) == (twin, kind.rho)), None)
+    twins = [other for other in kinds if (other.arm, other.rho) == (kind.arm.random_twin, kind.rho)]
+    alike = [other for other in twins if other.apart == kind.apart] if len(twins) > 1 else twins
+    return kinds[alike[0]] if len(alike) == 1 else None
 
 
 def interval_text(values: Sequence[float], spec: str = "+.2f") -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 from freezeasguard.arms import GRANULARITIES, Arm
 from freezeasguard.files import folder_atomically
 from freezeasguard.protections.registry import METHODS
-from freezeasguard.reports.collect import Row, read_cells
+from freezeasguard.reports.collect import APART, Row, read_cells
 from freezeasguard.reports.measures import LEAST_SCORE_CHANGE
 from freezeasguard.reports.rendering import write_table
 from freezeasguard.scores.kept import LEAST_FALL
@@ -41,19 +41,31 @@ class Kind:
     illegal_weight: float | None = None
     """These two where the arm's mask is made with them."""
     settings: str = ""
+    apart: str = ""
+    """What sets its settings apart from those of the arm's others, in words; empty where there are no others."""
 
     @classmethod
     def of(cls, row: Row) -> Kind:
         arm = replace(Arm.parse(row["arm"]), percent=None, draw=0, before=False)
         made = arm.kind.block == "mask"
         weight = float(row["illegal_weight"]) if made and row["illegal_weight"] else None
-        return cls(arm, float(row["arm_rho"]), row["preset"] if made else "", weight, row["settings"])
+        preset = row["preset"] if made else ""
+        return cls(arm, float(row["arm_rho"]), preset, weight, row["settings"], row.get(APART, ""))
 
     @property
     def place(self) -> tuple[object, ...]:
         weight = -1.0 if self.illegal_weight is None else self.illegal_weight
         methods, granularity = list(METHODS), GRANULARITIES.index(self.arm.granularity)
-        return methods.index(self.arm.method), granularity, self.preset, self.rho, weight, self.settings
+        words = [(word.rpartition(" ")[0], _number(word.rpartition(" ")[2])) for word in self.apart.split(", ")]
+        return methods.index(self.arm.method), granularity, self.preset, self.rho, weight, words, self.settings
+
+
+def _number(text: str) -> tuple[float, str]:
+    """Sorts numbers as numbers, before words."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return math.inf, text
 
 
 @dataclass(frozen=True)
@@ -130,6 +142,23 @@ def kept_by_kind(rows: Sequence[Row]) -> dict[Kind, list[Kept]]:
     return {kind: list(ones.values()) for kind, ones in kept_by_seed(rows).items()}
 
 
+def labels(kinds: Collection[Kind]) -> dict[Kind, str]:
+    """What each is called: its arm's label, and where others share it, what sets it apart from them."""
+    sharing: dict[str, list[Kind]] = defaultdict(list)
+    for kind in kinds:
+        sharing[kind.arm.label(kind.rho)].append(kind)
+    found = {}
+    for label, ones in sharing.items():
+        several = {name: len({getattr(one, name) for one in ones}) > 1 for name in ("preset", "illegal_weight")}
+        by_settings = len({one.settings for one in ones}) > 1
+        for one in ones:
+            words = [f"preset {one.preset}"] if several["preset"] else []
+            words += [f"illegal weight {one.illegal_weight or 0:g}"] if several["illegal_weight"] else []
+            words += [one.apart or one.settings] if by_settings else []
+            found[one] = ", ".join([label, *words])
+    return found
+
+
 def share_text(share: float, spec: str = ".2f") -> str:
     return "-" if math.isnan(share) else f"{share:{spec}}"
 
@@ -146,7 +175,7 @@ def study_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     kinds = kept_by_kind(rows)
     several_presets = len({kind.preset for kind in kinds if kind.preset}) > 1
     several_weights = len({kind.illegal_weight for kind in kinds if kind.illegal_weight is not None}) > 1
-    several_settings = len({replace(kind, settings="") for kind in kinds}) < len(kinds)
+    several_settings = len({replace(kind, settings="", apart="") for kind in kinds}) < len(kinds)
     header = ["Mask", "Illegal weight"] if several_weights else ["Mask"]
     header += [*(["Preset"] if several_presets else []), *(["Settings"] if several_settings else [])]
     header += ["Parameters frozen", "Mask file", "n"]
@@ -158,7 +187,10 @@ def study_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         line = [kind.arm.label(kind.rho)]
         if several_weights:
             line.append("-" if kind.illegal_weight is None else f"{kind.illegal_weight:g}")
-        line += [*([kind.preset or "-"] if several_presets else []), *([kind.settings] if several_settings else [])]
+        if several_presets:
+            line.append(kind.preset or "-")
+        if several_settings:
+            line.append(kind.apart or kind.settings)
         frozen, size = 100 * _mean(mine, "share_of_parameters_frozen"), _mean(mine, "mask_bytes") / 1024
         line += ["-" if math.isnan(value) else f"{value:.0f}{unit}" for value, unit in ((frozen, "%"), (size, " kB"))]
         line.append(str(len(ones)))
