@@ -23,7 +23,7 @@ from freezeasguard.reports.study import (
 )
 from freezeasguard.reports.summary import COLUMNS, write_rows
 from freezeasguard.reports.summary import _other_settings as cell_hash
-from freezeasguard.settings.params import PARAMS, parse_params
+from freezeasguard.settings.params import PARAMS, Params, parse_params
 from freezeasguard.settings.profiles import profile_text
 from freezeasguard.settings.reading import parse_yaml
 
@@ -230,7 +230,7 @@ def test_settings_that_differ_are_told_in_words(root: Path) -> None:
     base = profile_text("study")
     for name, weight in (("first", 2.0), ("second", 16.0)):
         text = base.replace("lambda_published: 4.0", f"lambda_published: {weight}")
-        params = parse_params(parse_yaml(text, PARAMS), PARAMS)
+        params = Params.model_validate(parse_params(parse_yaml(text, PARAMS), PARAMS).model_dump(mode="json"))
         (root / PARAMS).write_text(text)
         cells = [
             row(arm, "legal", value, settings=cell_hash(params, "portraits", Arm.parse(arm)))

@@ -21,7 +21,8 @@ from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import fingerprint, write_atomically
 from freezeasguard.reports.summary import CELLS, COLUMNS, cell_settings
 from freezeasguard.reports.summary import _other_settings as other_settings
-from freezeasguard.settings.params import PARAMS, parse_params
+from freezeasguard.settings.params import PARAMS, Params, parse_params
+from freezeasguard.settings.pins import PINS, pinned, read_pins
 from freezeasguard.settings.reading import parse_yaml
 
 Row = dict[str, str]
@@ -82,15 +83,18 @@ def flat(values: Mapping[str, Any], path: str = "") -> dict[str, str]:
     return found
 
 
-def settings_of(text: str, source: str, rows: Sequence[Row]) -> dict[str, dict[str, str]]:
+def settings_of(
+    text: str, source: str, rows: Sequence[Row], pins: dict[str, str] | None = None
+) -> dict[str, dict[str, str]]:
     """The column `settings` of each row -> what it stands for, by the params.yaml that the rows were made with.
 
     Nothing of rows that another params.yaml made, as a workspace's that was edited since, or another version's.
     """
     try:
-        params = parse_params(parse_yaml(text, Path(source)), Path(source))
+        filled = pinned(parse_params(parse_yaml(text, Path(source)), Path(source)), pins or {})
     except FreezeAsGuardError:
         return {}
+    params = Params.model_validate(filled.model_dump(mode="json"))  # as stages read it, with 10.0 for a default 10
     found = {}
     for case, name, settings in {(row["case"], row["arm"], row["settings"]) for row in rows}:
         arm = Arm.parse(name)
@@ -153,15 +157,15 @@ def collect_cells(root: Path, profile: str) -> Path:
         )
 
     known: dict[str, dict[str, str]] = {}
+    pins = read_pins(root / PINS)
 
     def settings(row: Row) -> dict[str, str] | None:
         """Looked for where the first row with them came from; few rows ask."""
         wanted = row["settings"]
-        if wanted not in known and wanted in {one["settings"] for one in workspace}:
-            known.update(settings_of((root / PARAMS).read_text(), str(PARAMS), workspace))
-        for ref, cells in experiments:
-            if wanted not in known and wanted in {one["settings"] for one in cells}:
-                known.update(settings_of(_git(root, "show", f"{ref}:./{PARAMS}") or "", f"{PARAMS} of {ref}", cells))
+        for ref, cells in (("", workspace), *experiments):
+            if wanted not in known and any(one["settings"] == wanted for one in cells):
+                text = _git(root, "show", f"{ref}:./{PARAMS}") if ref else (root / PARAMS).read_text()
+                known.update(settings_of(text or "", f"{PARAMS} of {ref or 'the workspace'}", cells, pins))
         return known.get(wanted)
 
     found = sorted(rows.values(), key=_place)
