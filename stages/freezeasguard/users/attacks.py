@@ -93,7 +93,10 @@ def attack(
         return Trial(starts[arm], config, ("attack", seed))  # the same draws for every arm and rate
 
     digests = {arm: start_digest(start) for arm, start in starts.items()}
-    names = {place: f"{place[0]}-{digests[place[0]]}-{place[1].lr:g}-{place[1].steps}-{place[2]}" for place in places}
+    names = {  # where nobody trains, all seeds share a run
+        (arm, one, seed): f"{arm}-{digests[arm]}-{one.lr:g}-{one.steps}-{seed if one.steps else 0}"
+        for arm, one, seed in places
+    }
     runs = Trials(task, pieces.path, workers).run({names[place]: trial(*place) for place in places})
     kept: dict[tuple[str, Attack, str, str], list[float]] = {}
     for side in SIDES:
