@@ -14,13 +14,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from freezeasguard.arms import Arm
 from freezeasguard.errors import FreezeAsGuardError
 from freezeasguard.files import fingerprint, write_atomically
 from freezeasguard.reports.summary import CELLS, COLUMNS, cell_settings
 from freezeasguard.reports.summary import _other_settings as other_settings
+from freezeasguard.settings.origins import leaves
 from freezeasguard.settings.params import PARAMS, Params, parse_params
 from freezeasguard.settings.pins import PINS, pinned, read_pins
 from freezeasguard.settings.reading import parse_yaml
@@ -72,17 +72,6 @@ def _place(row: Row) -> tuple[object, ...]:
     return tuple(float(row[key] or -1) if key in numbers else row[key] for key in KEY)
 
 
-def flat(values: Mapping[str, Any], path: str = "") -> dict[str, str]:
-    """Nested settings by dotted key, as text; of a list its fingerprint, as it may be long."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{path}{key}.")
-        else:
-            found[f"{path}{key}"] = fingerprint(value)[:8] if isinstance(value, list) else str(value)
-    return found
-
-
 def settings_of(
     text: str, source: str, rows: Sequence[Row], pins: dict[str, str] | None = None
 ) -> dict[str, dict[str, str]]:
@@ -101,9 +90,10 @@ def settings_of(
         if case in params.cases and other_settings(params, case, arm) == settings:
             blocks = cell_settings(params, case, arm)
             domain, model = params.domain_of(case), params.models[params.cases[case].model]
-            found[settings] = flat(
-                blocks | {"domain": domain.model_dump(mode="json"), "model": model.model_dump(mode="json")}
-            )
+            blocks |= {"domain": domain.model_dump(mode="json"), "model": model.model_dump(mode="json")}
+            found[settings] = {  # of a list its fingerprint, as it may be long
+                key: fingerprint(value)[:8] if isinstance(value, list) else str(value) for key, value in leaves(blocks)
+            }
     return found
 
 
